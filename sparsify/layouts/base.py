@@ -1,0 +1,107 @@
+"""What a storage layout is, and the registry that finds one by its spec.
+
+A layout is a frozen dataclass whose fields are its parameters. Its spec is text that names both,
+``sell{rows=8,k_block=384,window=256}``: operators, reports and saved files carry the spec.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparsify.layouts.stats import WeightStats
+
+LANES = 16
+"""Tokens side by side in one lane group: the innermost extent of every activation in lanes."""
+
+
+@dataclass(frozen=True)
+class Layout(ABC):
+    """How the weight ``W[out_features, in_features]`` of a linear is stored.
+
+    One packing serves every token count. ``unpack(pack(w), w.shape)`` equals ``w`` exactly.
+    """
+
+    name: ClassVar[str]
+    tensors: ClassVar[tuple[str, ...]]
+    """Names of the packed tensors, in the order in which operators carry them."""
+
+    @abstractmethod
+    def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Packs a dense fp32 matrix; the keys are ``tensors``."""
+
+    @abstractmethod
+    def unpack(self, packed: dict[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
+        """The dense matrix that was packed."""
+
+    @abstractmethod
+    def validate(self, packed: dict[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        """Raises ValueError, naming the tensor and the cause, unless ``packed`` is well formed.
+
+        Whatever passes may be handed to a kernel that does no bounds checks.
+        """
+
+    @abstractmethod
+    def estimate_nbytes(self, shape: tuple[int, int], nnz: int) -> int:
+        """Bytes a packing of this shape and nonzero count takes, to a few percent."""
+
+    def nbytes(self, packed: dict[str, torch.Tensor]) -> int:
+        """Bytes of a packing."""
+        return sum(t.nbytes for t in packed.values())
+
+    def fits(self, stats: WeightStats) -> str | None:
+        """None when the weight can be stored so, else the reason why it cannot."""
+        return None
+
+    @property
+    def spec(self) -> str:
+        fields = dataclasses.fields(self)
+        options = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields)
+        return f"{self.name}{{{options}}}" if fields else self.name
+
+    def __str__(self) -> str:
+        return self.spec
+
+
+_REGISTRY: dict[str, type[Layout]] = {}
+_SPEC = re.compile(r"^(?P<name>\w+)(?:\{(?P<options>[^{}]*)\})?$")
+
+
+def register(layout: type[Layout]) -> type[Layout]:
+    """Class decorator: makes a layout known by its name."""
+    known = _REGISTRY.setdefault(layout.name, layout)
+    if known is not layout:
+        raise ValueError(f"layout name {layout.name!r} is taken by {known.__module__}")
+    return layout
+
+
+def layout_names() -> tuple[str, ...]:
+    return tuple(sorted(_REGISTRY))
+
+
+def parse(spec: str) -> Layout:
+    """The layout a spec describes.
+
+    Raises:
+        ValueError: for an unknown name, an unknown option or a value that is no integer.
+    """
+    match = _SPEC.match(spec.strip())
+    if match is None or match["name"] not in _REGISTRY:
+        raise ValueError(f"unknown layout {spec!r}; known layouts: {', '.join(layout_names())}")
+    kind = _REGISTRY[match["name"]]
+    known = {f.name for f in dataclasses.fields(kind)}
+    options: dict[str, int] = {}
+    for item in filter(None, (match["options"] or "").split(",")):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key not in known:
+            raise ValueError(f"layout {kind.name!r} has no option {key!r}; it has {sorted(known)}")
+        try:
+            options[key] = int(value)
+        except ValueError:
+            raise ValueError(f"layout {kind.name!r}: {key}={value!r} is not an integer") from None
+    return kind(**options)
