@@ -1,0 +1,152 @@
+"""Elementary functions on vectors, as polynomials: no calls, few divisions.
+
+Errors are stated for fp32 against float64, and checked by tests/codegen/test_math.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm.tirx.script.builder import ir as T
+
+from sparsify.codegen.kernels.cpu.simd import Expr, bind, intrinsic, splat
+
+LOG2E = 1.4426950408889634
+_GELU_TANH = 2.0 * 0.7978845608028654
+
+_EXP2 = (
+    0.000153375768, 0.00133998604, 0.00961851953, 0.05550329, 0.240226466, 0.693147206, 1.0,
+)  # fmt: skip
+"""2**x on -0.5..0.5: Chebyshev fit weighted for relative error."""
+
+_NORMAL_CDF_LIMIT = 5.4
+_NORMAL_CDF_SLOPE = (
+    -0.000697790194, 0.00204031919, -0.00214325797, 0.0023358295, -0.00566511729,
+    0.0103715078, -0.0145076337, 0.0194527499, -0.0256119387, 0.0321395075,
+    -0.0392207338, 0.0484986725, -0.0653276549, 0.130928117,
+)  # fmt: skip
+"""(Phi(x) - 1/2) / x on |x| <= 5.4 as a polynomial in 2 x^2 / 5.4^2 - 1, Phi the normal
+distribution function: Chebyshev fit weighted by x^2."""
+
+
+class Vector:
+    """A vector of fp32 with operators; numbers are spread over the lanes, results are named."""
+
+    def __init__(self, value: Expr, width: int) -> None:
+        self.value = value
+        self.width = width
+
+    def map(self, function: Callable[..., Expr], *others: Vector | float) -> Vector:
+        operands = [o.value if isinstance(o, Vector) else splat(o, self.width) for o in others]
+        return Vector(bind(function(self.value, *operands)), self.width)
+
+    def __add__(self, other: Vector | float) -> Vector:
+        return self.map(lambda a, b: a + b, other)
+
+    def __sub__(self, other: Vector | float) -> Vector:
+        return self.map(lambda a, b: a - b, other)
+
+    def __mul__(self, other: Vector | float) -> Vector:
+        return self.map(lambda a, b: a * b, other)
+
+    def fma(self, factor: Vector | float, addend: Vector | float) -> Vector:
+        """self * factor + addend."""
+        return self.map(lambda a, b, c: a * b + c, factor, addend)
+
+    def rdiv(self, numerator: float) -> Vector:
+        """numerator / self."""
+        return self.map(lambda a, b: b / a, numerator)
+
+    def max(self, other: Vector | float) -> Vector:
+        return self.map(T.max, other)
+
+    def clamp(self, low: float, high: float) -> Vector:
+        return self.map(lambda a, b, c: T.max(T.min(a, b), c), high, low)
+
+    def call(self, name: str) -> Vector:
+        """An LLVM intrinsic of one operand."""
+        return self.map(lambda a: intrinsic(float_type(self.width), name, a))
+
+
+def polynomial(x: Vector, coefficients: Sequence[float]) -> Vector:
+    """Estrin's scheme; coefficients from the highest power down.
+
+    LLVM schedules Horner chains one after the other, whatever order they are emitted in, and each
+    waits for itself; Estrin's tree has a quarter of the depth for three more products.
+    """
+    terms: list[Vector | float] = list(reversed(coefficients))
+    power = x
+    while len(terms) > 1:
+        paired: list[Vector | float] = []
+        for low, high in zip(terms[::2], terms[1::2], strict=False):
+            paired.append(high.fma(power, low) if isinstance(high, Vector) else power.fma(high, low))
+        terms = paired + ([terms[-1]] if len(terms) % 2 else [])
+        power = power * power if len(terms) > 1 else power
+    (value,) = terms
+    assert isinstance(value, Vector)
+    return value
+
+
+def exp2(x: Vector) -> Vector:
+    """2**x, clamped to 2**-126 below and 2**126 above; relative error 2e-7 in between."""
+    x = x.clamp(-126.0, 126.0)
+    whole = x.call("llvm.rint")
+    mantissa = polynomial(x - whole, _EXP2)
+    return mantissa * whole.map(lambda n: _power_of_two(n, x.width))
+
+
+def gelu(x: Vector) -> Vector:
+    """x Phi(x) with the exact normal distribution; absolute error 2e-6 up to |x| = 8."""
+    bounded = x.clamp(-_NORMAL_CDF_LIMIT, _NORMAL_CDF_LIMIT)
+    argument = (bounded * bounded).fma(2.0 / _NORMAL_CDF_LIMIT**2, -1.0)
+    return x * bounded.fma(polynomial(argument, _NORMAL_CDF_SLOPE), 0.5)
+
+
+def sigmoid(x: Vector) -> Vector:
+    """1 / (1 + exp(-x)); relative error 3e-7."""
+    return (exp2(x * -LOG2E) + 1.0).rdiv(1.0)
+
+
+def tanh(x: Vector) -> Vector:
+    """2 sigmoid(2x) - 1; absolute error 3e-7."""
+    return sigmoid(x + x).fma(2.0, -1.0)
+
+
+def gelu_tanh(x: Vector) -> Vector:
+    """The tanh approximation: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))."""
+    inner = (x * x).fma(0.044715 * _GELU_TANH, _GELU_TANH)
+    return x * sigmoid(x * inner)
+
+
+def silu(x: Vector) -> Vector:
+    """x sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def relu(x: Vector) -> Vector:
+    return x.max(0.0)
+
+
+ACTIVATIONS: dict[str, Callable[[Vector], Vector]] = {
+    "none": lambda x: x,
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+    "tanh": tanh,
+}
+"""By the names of `sparsify.ops.ACTIVATIONS`."""
+
+
+def float_type(width: int) -> str:
+    return f"float32x{width}" if width > 1 else "float32"
+
+
+def _power_of_two(whole: Expr, width: int) -> Expr:
+    """2**whole by its exponent bits, for a whole number held as fp32."""
+
+    def every(value: int) -> Expr:
+        return T.Broadcast(T.int32(value), width) if width > 1 else T.int32(value)
+
+    integer = T.Cast(f"int32x{width}" if width > 1 else "int32", whole)
+    return T.reinterpret(float_type(width), bind((integer + every(127)) << every(23)))

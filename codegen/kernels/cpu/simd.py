@@ -1,0 +1,231 @@
+"""The vocabulary of CPU kernels: vectors, registers, lane groups, on TVM's IRBuilder.
+
+Kernels are Python programs that emit TIR. They see activations as flat buffers of lane groups
+(``[groups, features, 16]``) and vectors of the target's width: 16, 8 or 4 fp32 lanes, so one lane
+group is 1, 2 or 4 vectors. One template thereby serves AVX-512, AVX2 and NEON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from sparsify.layouts import LANES
+
+Expr = Any
+"""A TIR expression."""
+
+
+@dataclass(frozen=True)
+class Isa:
+    """What kernels need to know about a CPU.
+
+    Attributes:
+        name: ``avx512``, ``avx2``, ``neon``.
+        vector: fp32 lanes of a vector register.
+        registers: number of vector registers.
+        l1_bytes: first-level data cache of a core.
+        permutes_broadcast: four weights come by one 128-bit load and are spread by an in-lane
+            permute, which is cheaper than four broadcast loads where loads are the bottleneck.
+    """
+
+    name: str
+    vector: int
+    registers: int
+    l1_bytes: int = 32 * 1024
+    permutes_broadcast: bool = False
+
+    @property
+    def vectors_per_group(self) -> int:
+        return LANES // self.vector
+
+
+def i64(value: Expr) -> Expr:
+    return T.int64(value) if isinstance(value, int) else T.Cast("int64", value)
+
+
+def bind(value: Expr) -> Expr:
+    """Names a value, so that it is computed once."""
+    return T.Bind(value)
+
+
+@contextmanager
+def prim_func(name: str) -> Iterator[list[Any]]:
+    """Opens a PrimFunc; the yielded list receives the finished function."""
+    result: list[Any] = []
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True, "op_pattern": 8})
+            yield result
+    result.append(builder.get())
+
+
+def symbol() -> Expr:
+    """A dimension known only at run time."""
+    return T.int64()
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor parameter of a kernel; extents may be `symbol`s."""
+
+    name: str
+    shape: Sequence[Expr | int]
+    dtype: str = "float32"
+
+
+def arguments(*tensors: Tensor | None) -> list[Expr]:
+    """Declares all parameters of the kernel, each seen flat; None (absent) stays None."""
+    handles = [t and T.arg(t.name, T.handle()) for t in tensors]
+    buffers = []
+    for tensor, handle in zip(tensors, handles, strict=True):
+        if tensor is None:
+            buffers.append(None)
+            continue
+        extents = [T.int64(e) if isinstance(e, int) else e for e in tensor.shape]
+        buffers.append((T.match_buffer(handle, tuple(extents), tensor.dtype), extents, tensor.dtype))
+    return [b and _flat(*b) for b in buffers]
+
+
+def _flat(buffer: Expr, extents: list[Expr], dtype: str) -> Expr:
+    if len(extents) == 1:
+        return buffer
+    count = extents[0]
+    for extent in extents[1:]:
+        count = count * extent
+    return T.decl_buffer((count,), dtype, data=buffer.data)
+
+
+def load(buffer: Expr, offset: Expr, width: int) -> Expr:
+    return buffer[T.Ramp(offset, 1, width)] if width > 1 else buffer[offset]
+
+
+def store(buffer: Expr, offset: Expr, value: Expr, width: int) -> None:
+    T.buffer_store(buffer, value, [T.Ramp(offset, 1, width) if width > 1 else offset])
+
+
+def splat(value: Expr, width: int) -> Expr:
+    if isinstance(value, (int, float)):
+        value = T.float32(value)
+    return T.Broadcast(value, width) if width > 1 else value
+
+
+def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(dtype, name, *operands)
+
+
+def prefetch(buffer: Expr, offset: Expr, *, write: bool = False) -> None:
+    """Asks for a cache line; an address past the buffer is harmless."""
+    line = T.address_of(buffer[offset])
+    T.evaluate(
+        T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(write), T.int32(3), T.int32(1))
+    )
+
+
+class Registers:
+    """A register file: ``count`` vectors of fp32.
+
+    Each vector is its own "global" buffer: under 1 KB that becomes a stack slot which LLVM
+    promotes to a register; "local" would become a workspace call.
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        self.width = width
+        self._slots = [T.alloc_buffer((width,), "float32", scope="global") for _ in range(count)]
+
+    def __getitem__(self, index: int) -> Expr:
+        return load(self._slots[index], 0, self.width)
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        store(self._slots[index], 0, value, self.width)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+
+@dataclass(frozen=True)
+class LaneTile:
+    """A run of vectors side by side in the token direction.
+
+    ``index`` counts tiles of ``vectors`` vectors from the first token. A feature's vectors lie
+    ``features * 16`` floats apart from one lane group to the next.
+    """
+
+    isa: Isa
+    vectors: int
+
+    def base(self, index: Expr, features: int) -> Expr:
+        """Offset of feature 0 of the tile's first vector in ``[groups, features, 16]``."""
+        per_group = self.isa.vectors_per_group
+        if self.vectors % per_group == 0:
+            return index * (features * LANES * (self.vectors // per_group))
+        first = index * self.vectors
+        group, part = T.floordiv(first, per_group), T.floormod(first, per_group)
+        return group * (features * LANES) + part * self.isa.vector
+
+    def step(self, vector: int, features: int) -> int:
+        """Offset of a vector of the tile from the tile's base."""
+        group, part = divmod(vector, self.isa.vectors_per_group)
+        return group * features * LANES + part * self.isa.vector
+
+
+def tiled_tasks(
+    isa: Isa,
+    groups: Expr,
+    chunks: int,
+    vectors: int,
+    body: Callable[[LaneTile, Expr, Expr], None],
+) -> None:
+    """Runs ``body(tile, index, chunk)`` in parallel over row chunks and token tiles.
+
+    Chunks are the outer order: each thread keeps to its part of the weights. The last tile, where
+    fewer than ``vectors`` vectors are left, is covered by narrower tiles of half the width, a
+    quarter ... down to one vector.
+    """
+    total = bind(groups * isa.vectors_per_group)
+    tiles = bind(T.floordiv(total + (vectors - 1), vectors))
+    with T.parallel(tiles * chunks) as task:
+        chunk, tile_index = bind(T.floordiv(task, tiles)), bind(T.floormod(task, tiles))
+        with T.If((tile_index + 1) * vectors <= total):
+            with T.Then():
+                body(LaneTile(isa, vectors), tile_index, chunk)
+            with T.Else():
+                done = bind(tile_index * vectors)
+                for width in _narrower(vectors):
+                    count = bind(T.floordiv(total - done, width))
+                    with T.serial(count) as extra:
+                        body(LaneTile(isa, width), bind(T.floordiv(done, width) + extra), chunk)
+                    done = bind(done + count * width)
+
+
+def _narrower(vectors: int) -> Iterator[int]:
+    while vectors > 1:
+        vectors //= 2
+        yield vectors
+
+
+def choose(
+    dynamic: bool, condition: Expr, yes: Callable[[], None], no: Callable[[], None]
+) -> None:
+    """Emits ``if condition: yes else: no``, or only ``yes`` where there is nothing to choose."""
+    if not dynamic:
+        yes()
+        return
+    with T.If(condition):
+        with T.Then():
+            yes()
+        with T.Else():
+            no()
+
+
+def compile_kernel(function: Any, target: Any) -> Any:
+    """Builds one PrimFunc for calls from Python (tests, benchmarks, tuning)."""
+    name = function.attrs["global_symbol"] if function.attrs else "main"
+    return tvm.compile(tvm.IRModule({name: function}), target=target)[name]
