@@ -22,6 +22,9 @@ import torch
 _RESOLUTION = 20e-6
 """Shorter calls are timed several at a time, so that reading the clock costs under 1%."""
 
+_SLICE = 0.01
+"""Seconds over which idleness is judged; the kernel's accounting steps by 4 ms."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -80,7 +83,7 @@ def interleave(
     seconds: float = 0.1,
     *,
     warmup: int = 3,
-    settle: float = 0.003,
+    settle: float = 0.2,
     seed: int = 0,
 ) -> dict[str, Samples]:
     """Times all candidates in turns.
@@ -90,8 +93,10 @@ def interleave(
         rounds: how often each candidate gets a block; at least 2, from 10 the interval means much.
         seconds: length of one block of one candidate.
         warmup: calls of each candidate before the first round.
-        settle: pause before each block, seconds, so that worker threads of the candidate before,
-            which spin for a while, do not take its core. One call is dropped after the pause.
+        settle: longest pause before a block, seconds. The pause ends when the worker threads of
+            the candidate before stopped spinning (ONNX Runtime's take 40 ms), else they would
+            take the next one's core. The calls of the first tenth of ``seconds`` after it are
+            dropped.
         seed: of the order inside the rounds.
 
     Raises:
@@ -111,8 +116,8 @@ def interleave(
         for _ in range(rounds):
             shuffler.shuffle(order)
             for name in order:
-                time.sleep(settle)
-                candidates[name]()
+                _settle(settle)
+                _block(candidates[name], repeats[name], seconds / 10)
                 taken[name].append(_block(candidates[name], repeats[name], seconds))
             gc.collect()
     finally:
@@ -176,6 +181,15 @@ def _tensor_error(found: torch.Tensor, reference: torch.Tensor) -> tuple[float, 
     finite = b[b.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     return absolute, absolute / scale if scale else (math.inf if absolute else 0.0)
+
+
+def _settle(limit: float) -> None:
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        begin = time.process_time()
+        time.sleep(_SLICE)
+        if time.process_time() - begin < _SLICE / 5:
+            return
 
 
 def _repeats(call: Callable[[], Any], warmup: int) -> int:
