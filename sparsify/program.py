@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
 
-from sparsify.layouts import Layout
+from sparsify.layouts import Layout, WeightStats
 from sparsify.report import Decision
 
 
@@ -338,6 +338,8 @@ class PassContext:
 class PassResult:
     programs: ProgramSet
     decisions: tuple[Decision, ...] = ()
+    analysis: Mapping[str, WeightStats] = field(default_factory=dict)
+    """Structure of the weights by site, from passes that measure."""
 
 
 class Pass(Protocol):

@@ -1,0 +1,225 @@
+"""Attention on unsplit projections: the split into heads and its transpositions go away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+import sparsify.ops  # noqa: F401  (registers the operators)
+from sparsify.passes.extents import Extents
+from sparsify.passes.graph import (
+    Extent,
+    arguments,
+    aten,
+    is_tensor,
+    past_copies,
+    product,
+    same,
+    same_shape,
+    shape_of,
+)
+from sparsify.passes.sites import common_head, site_name
+from sparsify.passes.strided import is_view, strided
+from sparsify.program import GraphPass, PassContext, Rewriter
+from sparsify.report import Decision
+
+
+@dataclass(frozen=True)
+class FuseAttention(GraphPass):
+    """Scaled dot-product attention becomes ``fused_attention`` on row-major activations.
+
+    Before::
+
+        q: [b, s, h*d] -> view [b, s, h, d] -> permute [b, h, s, d] -+
+        k: likewise -------------------------------------------------+-> sdpa -> permute -> view
+        v: likewise, or repeated over the heads of a group ----------+           [b, s, h*d]
+
+    After::
+
+        q, k, v -> fused_attention(q, k, v, mask, heads, kv_heads, head_dim, offsets, ...)
+
+    Any spelling of the split is understood (view, unflatten, transpose, chunk, select ...). An
+    operand that does not come straight from a row-major tensor, as after rotary embedding, is
+    transposed first.
+    """
+
+    name = "fuse_attention"
+    tolerance = 1e-5
+
+    def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
+        for node in rewriter.nodes:
+            if node.target == aten.scaled_dot_product_attention.default:
+                yield self._fuse(rewriter, node)
+
+    def _fuse(self, rewriter: Rewriter, node: fx.Node) -> Decision:
+        reason = _misfit(node)
+        site = _site(rewriter, node)
+        if reason is not None:
+            return Decision(site, "attention", "skipped", reason, self.name)
+        options = arguments(node)
+        query, key, value = (options[name] for name in ("query", "key", "value"))
+        heads, head_dim = shape_of(query)[1], shape_of(query)[3]
+        split = [_heads(operand) for operand in (query, key, value)]
+        if split[1] is None or split[2] is None or split[1].count != split[2].count:
+            split[1] = split[2] = None
+        with rewriter.graph.inserting_before(node):
+            parts = [
+                _as_rows(rewriter, operand) if part is None else part.rows(rewriter)
+                for operand, part in zip((query, key, value), split, strict=True)
+            ]
+            scale = options["scale"]
+            rows = rewriter.call(
+                torch.ops.sparsify.fused_attention.default,
+                (
+                    *parts,
+                    _mask(rewriter, options["attn_mask"]),
+                    heads,
+                    shape_of(key)[1] if split[1] is None else split[1].count,
+                    head_dim,
+                    [0 if part is None else part.offset for part in split],
+                    head_dim**-0.5 if scale is None else float(scale),
+                    options["is_causal"],
+                ),
+            )
+            _replace_output(rewriter, node, rows)
+        names = ("query", "key", "value")
+        moved = [name for name, part in zip(names, split, strict=True) if part is None]
+        reason = f"{heads} heads of {head_dim} features read straight from the projections"
+        if moved:
+            reason = f"fused; {' and '.join(moved)} are computed after the split and copied back"
+        return Decision(site, "attention", "rewritten", reason, self.name)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """``count`` heads of a row-major tensor ``[b, length, features]``, from ``offset`` on."""
+
+    base: fx.Node
+    shape: tuple[Extent, Extent, int]
+    count: int
+    offset: int
+
+    def rows(self, rewriter: Rewriter) -> fx.Node:
+        return _reshape(rewriter, self.base, self.shape)
+
+
+def _misfit(node: fx.Node) -> str | None:
+    """Why an attention cannot be fused, None when it can."""
+    options = arguments(node)
+    query, key, value = (shape_of(options[name]) for name in ("query", "key", "value"))
+    if not len(query) == len(key) == len(value) == 4:
+        return f"the query has {len(query)} dimensions, not [batch, heads, length, head_dim]"
+    if options["dropout_p"] != 0:
+        return f"dropout_p is {options['dropout_p']}: export the model in eval mode"
+    counts = (query[1], key[1], value[1], query[3], value[3])
+    if not all(isinstance(extent, int) for extent in counts):
+        return "the number of heads or the head size is dynamic"
+    if query[3] != value[3]:
+        return f"values have {value[3]} features a head, queries {query[3]}"
+    if key[1] != value[1] or query[1] % key[1]:
+        return f"{query[1]} query heads over {key[1]} key heads and {value[1]} value heads"
+    if not (same(query[0], key[0]) and same(query[0], value[0])):
+        return "query and key differ in batch size"
+    dtype = options["query"].meta["val"].dtype
+    if dtype != torch.float32:
+        return f"activations are {dtype}; the kernel computes in float32"
+    return None
+
+
+def _site(rewriter: Rewriter, node: fx.Node) -> str:
+    """The module whose projections feed an attention, or the node's name."""
+    weights = []
+    for operand in node.args[:3]:
+        base = strided(operand).base if is_tensor(operand) else operand
+        name = rewriter.weight_name(base.args[1]) if base.target == aten.linear.default else None
+        weights.append(name)
+    if None in weights:
+        return str(node.name)
+    if len(set(weights)) == 1:
+        return site_name(weights[0])
+    common = common_head([name.split(".") for name in weights])
+    return ".".join(common) or str(node.name)
+
+
+def _heads(operand: fx.Node) -> _Heads | None:
+    """How ``[b, heads, length, head_dim]`` is cut from a row-major tensor, None when it is not."""
+    view = strided(operand)
+    batch, heads, length, head_dim = shape_of(operand)
+    over_batch, over_heads, over_length, inner = view.dims
+    if inner != (((head_dim, 1),) if head_dim != 1 else ()):
+        return None
+    if heads == 1 or not over_heads or same(over_heads[0][1], 0):
+        count = 1
+    elif same(over_heads[0][1], head_dim) and isinstance(over_heads[0][0], int):
+        count = over_heads[0][0]
+    else:
+        return None
+    if any(not same(stride, 0) for _, stride in over_heads[1:]):
+        return None
+    numel = product(shape_of(view.base))
+    if over_length:
+        features = over_length[0][1]
+    elif over_batch:
+        features = over_batch[0][1]
+    else:
+        features = numel
+    if not isinstance(features, int) or not isinstance(view.offset, int):
+        return None
+    whole = (
+        len(over_length) <= 1
+        and over_batch in ((), ((batch, over_batch[0][1]),) if over_batch else ())
+        and (not over_batch or same(over_batch[0][1], length * features))
+        and same(numel, batch * length * features)
+    )
+    if not whole or view.offset < 0 or view.offset + count * head_dim > features:
+        return None
+    return _Heads(view.base, (batch, length, features), count, view.offset)
+
+
+def _as_rows(rewriter: Rewriter, operand: fx.Node) -> fx.Node:
+    """``[b, heads, length, head_dim]`` -> ``[b, length, heads * head_dim]`` by a transposition."""
+    batch, heads, length, head_dim = shape_of(operand)
+    turned = rewriter.call(aten.permute.default, (past_copies(operand), [0, 2, 1, 3]))
+    return _reshape(rewriter, turned, (batch, length, heads * head_dim))
+
+
+def _reshape(rewriter: Rewriter, node: fx.Node, shape: tuple[Extent, ...]) -> fx.Node:
+    if same_shape(shape_of(node), shape):
+        return node
+    extents = Extents(rewriter)
+    sizes = [extents.node(extent) for extent in shape]
+    return rewriter.call(aten.reshape.default, (node, sizes))
+
+
+def _mask(rewriter: Rewriter, mask: Any) -> fx.Node | None:
+    """The mask with four dimensions; broadcasting aligns the last ones, so leading ones are 1."""
+    if mask is None:
+        return None
+    while len(shape_of(mask)) < 4:
+        mask = rewriter.call(aten.unsqueeze.default, (mask, 0))
+    return mask
+
+
+def _replace_output(rewriter: Rewriter, node: fx.Node, rows: fx.Node) -> None:
+    """Sends the users of ``[b, heads, length, head_dim]`` to the row-major result.
+
+    A user that only undoes the split becomes the result itself.
+    """
+    batch, heads, length, head_dim = shape_of(node)
+    split = _reshape(rewriter, rows, (batch, length, heads, head_dim))
+    turned = rewriter.call(aten.permute.default, (split, [0, 2, 1, 3]))
+    rewriter.replace(node, turned)
+    pending = list(turned.users)
+    while pending:
+        user = pending.pop()
+        if not is_view(user):
+            continue
+        pending.extend(user.users)
+        view = strided(user)
+        if view.base is rows and view.is_whole:
+            with rewriter.graph.inserting_before(user):
+                rewriter.replace(user, _reshape(rewriter, rows, shape_of(user)))

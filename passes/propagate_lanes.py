@@ -1,0 +1,245 @@
+"""Keeps activations in lanes from one kernel to the next; conversions remain at the borders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from sparsify.passes.elementwise import Elementwise, elementwise
+from sparsify.passes.extents import Extents
+from sparsify.passes.graph import (
+    arguments,
+    aten,
+    erase_dead,
+    is_tensor,
+    past_copies,
+    same,
+    shape_of,
+)
+from sparsify.passes.sites import linear_site
+from sparsify.program import GraphPass, PassContext, Rewriter
+from sparsify.report import Decision
+
+_OPS = torch.ops.sparsify
+_ATTENTION = _OPS.fused_attention.default
+_KERNELS: dict[Any, tuple[str, ...]] = {
+    _OPS.sparse_linear.default: ("x", "residual"),
+    _OPS.fused_norm.default: ("x",),
+    _ATTENTION: ("query", "key", "value"),
+}
+"""Operators whose kernels work in lanes, and which of their operands are activations."""
+
+_VIEWS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+)
+
+
+@dataclass(frozen=True)
+class PropagateLanes(GraphPass):
+    """Sparse linears, attention and normalisations run in lanes, and what lies between them.
+
+    Before::
+
+        x [b, s, f] -> sparse_linear -> mul(., scale [f]) -> fused_norm -> y [b, s, f]
+
+    After::
+
+        x -> to_lanes [ceil(b*s/16), f, 16] -> sparse_linear(lanes=True) -> mul(., scale [f, 1])
+          -> fused_norm(lanes=True) -> from_lanes(., [b, s]) -> y [b, s, f]
+
+    A value is converted at most once each way. Elementwise operators move into lanes where that
+    saves a conversion; views that only regroup tokens vanish there. Lanes past the last token may
+    hold anything after such operators: nothing reads across lanes, and ``from_lanes`` drops them.
+    Specialising: run it last.
+    """
+
+    name = "propagate_lanes"
+    tolerance = 1e-5
+
+    def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
+        return _Propagation(rewriter).run()
+
+
+class _Propagation:
+    """One walk over the graph in order, then the removal of the row-major originals.
+
+    Attributes:
+        lanes: a value's form in lanes, keyed by the value before views and copies.
+        computed: the values that are computed in lanes; the others were converted.
+    """
+
+    def __init__(self, rewriter: Rewriter) -> None:
+        self.rewriter = rewriter
+        self.extents = Extents(rewriter)
+        self.lanes: dict[fx.Node, fx.Node] = {}
+        self.computed: list[fx.Node] = []
+        self.vectors: dict[fx.Node, fx.Node] = {}
+        self.decisions: list[Decision] = []
+        self.candidates: dict[fx.Node, Elementwise] = {}
+        self.wants: set[fx.Node] = set()
+
+    def run(self) -> list[Decision]:
+        nodes = self.rewriter.nodes
+        for node in reversed(nodes):
+            self._note_wish(node)
+        for node in nodes:
+            if self._is_kernel(node):
+                self._move_kernel(node)
+            elif node in self.candidates and self._pays(self.candidates[node]):
+                self._move_elementwise(self.candidates[node])
+        for node in reversed(self.computed):
+            self._leave_lanes(node)
+        return self.decisions
+
+    def _is_kernel(self, node: fx.Node) -> bool:
+        return node.target in _KERNELS and self._fits(node)
+
+    def _fits(self, node: fx.Node) -> bool:
+        """Whether the token extents can be had without the row-major tensor itself."""
+        tensors = [node, *(o for o in node.all_input_nodes if is_tensor(o) and o in self.wants)]
+        return all(self.extents.covers(e) for t in tensors for e in shape_of(t)[:-1])
+
+    def _note_wish(self, node: fx.Node) -> None:
+        """Marks the values that a kernel, or something on the way to one, reads in lanes."""
+        if node.op != "call_function":
+            return
+        if node.target in _KERNELS:
+            if not self._fits(node):
+                return
+            options = arguments(node)
+            operands = (options[name] for name in _KERNELS[node.target])
+            self.wants.update(operand for operand in operands if operand is not None)
+            return
+        found = elementwise(node)
+        if found is not None and self._fits(node):
+            self.candidates[node] = found
+        if node in self.wants:
+            if found is not None:
+                self.wants.update(found.activations)
+            elif _root(node) is not node:
+                self.wants.add(node.args[0])
+
+    def _pays(self, call: Elementwise) -> bool:
+        """Whether running in lanes takes no more conversions, given where the operands are."""
+        operands = [_root(a) for a in dict.fromkeys(call.activations)]
+        known = [o for o in operands if o in self.lanes]
+        if not known:
+            return False
+        wanted = call.node in self.wants
+        entering = len(operands) - len(known)
+        leaving = sum(o in self.computed and not self._leaves(o, call.node) for o in known)
+        in_lanes = entering + self._leaves(call.node)
+        in_rows = leaving + wanted
+        return in_lanes < in_rows or (in_lanes == in_rows and wanted)
+
+    def _leaves(self, node: fx.Node, besides: fx.Node | None = None) -> bool:
+        """Whether something reads the row-major form of a value."""
+        return any(
+            self._leaves(user, besides) if _root(user) is not user else self._reads_rows(node, user)
+            for user in node.users
+            if user is not besides
+        )
+
+    def _reads_rows(self, node: fx.Node, user: fx.Node) -> bool:
+        if user.target in _KERNELS:
+            options = arguments(user)
+            return all(options[n] is not node for n in _KERNELS[user.target])
+        return user not in self.candidates or user not in self.wants
+
+    def _move_kernel(self, node: fx.Node) -> None:
+        options = arguments(node)
+        names = _KERNELS[node.target]
+        with self.rewriter.graph.inserting_before(node):
+            for name in names:
+                if options[name] is not None:
+                    options[name] = self._in_lanes(options[name], node)
+            if node.target == _ATTENTION:
+                query, key = node.args[0], node.args[1]
+                extents = (*shape_of(query)[:2], shape_of(key)[1])
+                options["extents"] = [self.extents.node(e) for e in extents]
+            else:
+                options["lanes"] = True
+            self._record(node, self.rewriter.call(node.target, tuple(options.values())))
+
+    def _move_elementwise(self, call: Elementwise) -> None:
+        node = call.node
+        with self.rewriter.graph.inserting_before(node):
+            moved = {a: self._in_lanes(a, node) for a in call.activations}
+            moved |= {v: self._as_column(v) for v in call.vectors}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: moved.get(n, n))
+            new = self.rewriter.graph.call_function(node.target, args, kwargs)
+            new.meta["val"] = self.rewriter.evaluate(_OPS.to_lanes.default, (node,), {})
+        self._record(node, new)
+
+    def _record(self, node: fx.Node, new: fx.Node) -> None:
+        self.lanes[node] = new
+        self.computed.append(node)
+
+    def _in_lanes(self, node: fx.Node, reader: fx.Node) -> fx.Node:
+        root = _root(node)
+        if root not in self.lanes:
+            self.lanes[root] = self.rewriter.call(_OPS.to_lanes.default, (root,))
+            reason = f"{_source(root)} is row-major; {self._title(reader)} reads it in lanes"
+            self.decisions.append(
+                Decision(root.name, "to_lanes", "rewritten", reason, PropagateLanes.name)
+            )
+        return self.lanes[root]
+
+    def _as_column(self, vector: fx.Node) -> fx.Node:
+        """``[features]`` -> ``[features, 1]``, which broadcasts over lanes."""
+        if vector not in self.vectors:
+            features = shape_of(vector)[-1]
+            column = self.rewriter.call(aten.reshape.default, (vector, [features, 1]))
+            self.vectors[vector] = column
+        return self.vectors[vector]
+
+    def _leave_lanes(self, node: fx.Node) -> None:
+        """Gives the remaining row-major readers a conversion; drops the original computation."""
+        if node.users:
+            lanes = self.lanes[node]
+            leading = [self.extents.node(e) for e in shape_of(node)[:-1]]
+            readers = dict.fromkeys(_source(user) for user in node.users)
+            with self.rewriter.graph.inserting_after(lanes):
+                rows = self.rewriter.call(_OPS.from_lanes.default, (lanes, leading))
+            self.rewriter.replace(node, rows)
+            reason = f"{self._title(lanes)} is in lanes; read row-major by {', '.join(readers)}"
+            self.decisions.append(
+                Decision(rows.name, "from_lanes", "rewritten", reason, PropagateLanes.name)
+            )
+        erase_dead(self.rewriter, node)
+
+    def _title(self, node: fx.Node) -> str:
+        if node.target == _OPS.sparse_linear.default:
+            return linear_site(self.rewriter, node).name
+        return _source(node)
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """The value that ``node`` holds, before copies and views that only regroup its tokens."""
+    while True:
+        source = past_copies(node)
+        if source.target in _VIEWS and is_tensor(source):
+            before, after = shape_of(source.args[0]), shape_of(source)
+            if before and after and same(before[-1], after[-1]):
+                node = source.args[0]
+                continue
+        return source
+
+
+def _source(node: fx.Node) -> str:
+    if node.op == "output":
+        return "the output"
+    if node.op == "placeholder":
+        return f"the input {node.name}"
+    return f"{node.name} ({node.target})"

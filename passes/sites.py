@@ -1,0 +1,84 @@
+"""Names: of sites, of their packed weights, and of weights that were merged."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import fx
+
+from sparsify.layouts import Layout, parse
+from sparsify.passes.graph import arguments
+from sparsify.program import Program, Rewriter, Site
+
+
+def site_name(weight: str) -> str:
+    """``encoder.layer.0.output.dense.weight`` -> ``encoder.layer.0.output.dense``."""
+    return weight.removesuffix(".weight")
+
+
+def packed_name(weight: str, layout: Layout, tensor: str) -> str:
+    """The store's name for one tensor of a packed weight; the colon keeps it apart from modules."""
+    return f"{weight}:{layout.name}.{tensor}"
+
+
+def pack(weight: torch.Tensor, name: str, layout: Layout) -> dict[str, torch.Tensor]:
+    """The packed tensors of a weight under their names in the store, in the layout's order."""
+    packed = layout.pack(weight.detach())
+    return {packed_name(name, layout, tensor): packed[tensor] for tensor in layout.tensors}
+
+
+def linear_site(program: Program | Rewriter, node: fx.Node) -> Site:
+    """The site of a ``sparsify::sparse_linear`` node."""
+    options = arguments(node)
+    layout = parse(options["layout"])
+    name = _weight_name(program, options["weight"][0])
+    weight = name.removesuffix(packed_name("", layout, layout.tensors[0]))
+    entry = program.name if isinstance(program, Program) else ""
+    return Site(entry, node.name, weight, (options["out_features"], options["in_features"]))
+
+
+def _weight_name(program: Program | Rewriter, node: fx.Node) -> str:
+    name = (
+        program.weight_names.get(node.name)
+        if isinstance(program, Program)
+        else program.weight_name(node)
+    )
+    if name is None:
+        raise ValueError(f"operand {node.name} of sparse_linear is no weight of the program")
+    return name
+
+
+def merged_name(names: Sequence[str]) -> str:
+    """One name for several: ``self.query.weight, self.key.weight -> self.{query,key}.weight``."""
+    parts = [name.split(".") for name in names]
+    reversed_parts = [list(reversed(p)) for p in parts]
+    head = len(common_head(parts))
+    shortest = min(map(len, parts))
+    tail = min(len(common_head(reversed_parts)), shortest - head)
+    middles = [".".join(p[head : len(p) - tail]) for p in parts]
+    joined = "{" + ",".join(middles) + "}"
+    return ".".join([*parts[0][:head], joined, *parts[0][len(parts[0]) - tail :]])
+
+
+def common_head(paths: Sequence[Sequence[str]]) -> list[str]:
+    """The parts with which all of the paths begin."""
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return [parts[0] for parts in shared]
+
+
+def member_names(name: str) -> tuple[str, ...]:
+    """The names that `merged_name` joined, or the name alone."""
+    head, brace, rest = name.partition("{")
+    if not brace:
+        return (name,)
+    middles, _, tail = rest.partition("}")
+    return tuple(head + middle + tail for middle in middles.split(","))
+
+
+def is_disabled(site: str, patterns: Iterable[str]) -> bool:
+    """Whether a shell pattern names the site or one that was merged into it."""
+    names = (site, *member_names(site))
+    return any(name == p or fnmatchcase(name, p) for p in patterns for name in names)
