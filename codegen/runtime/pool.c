@@ -19,21 +19,18 @@
  * and run their whole loop themselves as a single task. */
 
 #define _GNU_SOURCE
-#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <time.h>
 
 #ifdef __linux__
-#include <linux/futex.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
+
+#include "wait.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define ALONE _Alignas(128) /* two lines: x86 fetches them in pairs, Apple's are that long */
@@ -75,6 +72,7 @@ static struct {
 } pool;
 
 static _Thread_local int thread_limit; /* 0: default_limit */
+static _Thread_local bool in_single_task;
 static atomic_int default_limit = 1;
 static atomic_int spin_ns = 10000;
 
@@ -84,22 +82,6 @@ static void (*error_raise)(void *error);
 static int (*error_release)(void *error);
 
 /* ---- waiting ---- */
-
-static void pause_cpu(void) {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__) || (defined(__ARM_ARCH) && __ARM_ARCH >= 7)
-  __asm__ __volatile__("yield");
-#else
-  atomic_signal_fence(memory_order_seq_cst);
-#endif
-}
-
-static int64_t now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 /* True once *word is value; false after spin_ns without it. While a job runs the clock starts
  * again, up to SPINS_IN_JOB times: without that, a worker woken too late for its task would sleep
@@ -117,30 +99,6 @@ static bool spin_until(atomic_uint *word, unsigned value) {
     if (now >= end || now >= last) return false;
   }
 }
-
-/* park sleeps while *word is value (it may also return early); unpark wakes all who do. */
-#ifdef __linux__
-static void park(atomic_uint *word, unsigned value) {
-  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
-}
-static void unpark(atomic_uint *word) {
-  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-}
-#else
-static pthread_mutex_t park_mutex = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t park_changed = PTHREAD_COND_INITIALIZER;
-static void park(atomic_uint *word, unsigned value) {
-  pthread_mutex_lock(&park_mutex);
-  while (atomic_load(word) == value) pthread_cond_wait(&park_changed, &park_mutex);
-  pthread_mutex_unlock(&park_mutex);
-}
-static void unpark(atomic_uint *word) {
-  (void)word;
-  pthread_mutex_lock(&park_mutex); /* the word has changed: no sleeper can miss it from here on */
-  pthread_cond_broadcast(&park_changed);
-  pthread_mutex_unlock(&park_mutex);
-}
-#endif
 
 /* ---- placement ---- */
 
@@ -242,10 +200,7 @@ static void start_afresh(void) {
     atomic_store(&pool.worker[i].word, IDLE);
   }
   pool.workers = 0;
-#ifndef __linux__
-  park_mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-  park_changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
-#endif
+  park_in_child();
   atomic_store(&pool.taken, false);
 }
 
@@ -296,7 +251,8 @@ static int run_job(int tasks, Placement *place) {
 EXPORT int sparsify_pool_launch(Task run, void *cdata, int num_task) {
   int tasks = thread_limit ? thread_limit : atomic_load(&default_limit);
   if (num_task > 0 && num_task < tasks) tasks = num_task;
-  if (tasks > 1 && !atomic_exchange_explicit(&pool.taken, true, memory_order_acquire)) {
+  if (tasks > 1 && !in_single_task &&
+      !atomic_exchange_explicit(&pool.taken, true, memory_order_acquire)) {
     Placement place = {.known = false};
     tasks = grow(tasks, &place);
     if (tasks > 1) {
@@ -309,7 +265,11 @@ EXPORT int sparsify_pool_launch(Task run, void *cdata, int num_task) {
     atomic_store_explicit(&pool.taken, false, memory_order_release);
   }
   ParallelEnv alone = {NULL, 1};
-  return run(0, &alone, cdata);
+  bool before = in_single_task;
+  in_single_task = true;
+  int result = run(0, &alone, cdata);
+  in_single_task = before;
+  return result;
 }
 
 /* TVMBackendParallelBarrier: returns 0 when all tasks have arrived, -1 when one has failed. */

@@ -42,7 +42,7 @@ def threads() -> int:
     return int(_library().sparsify_pool_threads())
 
 
-class use_threads:  # noqa: N801 - reads as a verb where it is used
+class use_threads:
     """`with use_threads(2):` sets the calling thread's count and restores it afterwards."""
 
     __slots__ = ("before", "n")

@@ -1,0 +1,65 @@
+"""Runs a compiled library: one virtual machine for each call in flight, on the shared pool."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import tvm
+from tvm import relax
+
+from sparsify.codegen.runtime import pool
+
+_ALIGNMENT = 64
+"""Bytes that TVM expects tensors to be aligned to."""
+
+Entry = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
+
+
+class Executor:
+    """A loaded library.
+
+    A virtual machine holds the state of one call, so calls borrow machines from a stack that grows
+    to the number of calls ever in flight at once; nothing belongs to a thread or outlives the
+    executor.
+    """
+
+    def __init__(self, library: Path, num_threads: int) -> None:
+        self._module = tvm.runtime.load_module(str(library))
+        pool.redirect(library)
+        self._machines: deque[relax.VirtualMachine] = deque([self._machine()])
+        self.num_threads = num_threads
+
+    def _machine(self) -> relax.VirtualMachine:
+        return relax.VirtualMachine(self._module, tvm.cpu())
+
+    def bind(self, entry: str, weights: Sequence[torch.Tensor]) -> Entry:
+        """A thread-safe callable from an entry's inputs to its outputs.
+
+        Weights are shared, not copied, except those that are not 64-byte aligned.
+        """
+        held = [tvm.runtime.from_dlpack(aligned(weight.detach())) for weight in weights]
+
+        def call(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            try:
+                machine = self._machines.pop()
+            except IndexError:
+                machine = self._machine()
+            try:
+                with pool.use_threads(self.num_threads):
+                    results: Any = machine[entry](*map(aligned, inputs), *held)
+            finally:
+                self._machines.append(machine)
+            return tuple(torch.from_dlpack(result) for result in results)
+
+        return call
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself if kernels can read it as it lies, else a copy that they can."""
+    if tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
