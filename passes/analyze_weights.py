@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from sparsify import ops
 from sparsify.layouts import WeightStats, parse
 from sparsify.passes.graph import arguments, aten
 from sparsify.passes.sites import linear_site, site_name
 from sparsify.program import PassContext, PassResult, Program, ProgramSet
 
-_LINEAR = torch.ops.sparsify.sparse_linear.default
+_LINEAR = ops.sparse_linear.overload
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-import sparsify.ops  # noqa: F401  (registers the operators)
+from sparsify import ops
 from sparsify.passes.extents import Extents
 from sparsify.passes.graph import (
     Extent,
@@ -73,7 +73,7 @@ class FuseAttention(GraphPass):
             ]
             scale = options["scale"]
             rows = rewriter.call(
-                torch.ops.sparsify.fused_attention.default,
+                ops.fused_attention.overload,
                 (
                     *parts,
                     _mask(rewriter, options["attn_mask"]),

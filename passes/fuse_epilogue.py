@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
+from sparsify import ops
 from sparsify.passes.graph import (
     arguments,
     aten,
@@ -22,7 +22,7 @@ from sparsify.passes.sites import linear_site
 from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
 
-_LINEAR = torch.ops.sparsify.sparse_linear.default
+_LINEAR = ops.sparse_linear.overload
 _ACTIVATIONS = {
     aten.relu.default: "relu",
     aten.silu.default: "silu",

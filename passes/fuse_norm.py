@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-import sparsify.ops  # noqa: F401  (registers the operators)
+from sparsify import ops
 from sparsify.passes.graph import arguments, aten, is_tensor, past_copies, same_shape, shape_of
 from sparsify.passes.sites import site_name
 from sparsify.program import GraphPass, PassContext, Rewriter
@@ -46,7 +46,7 @@ class FuseNorm(GraphPass):
                 continue
             with rewriter.graph.inserting_before(node):
                 call = rewriter.call(
-                    torch.ops.sparsify.fused_norm.default,
+                    ops.fused_norm.overload,
                     (found.x, found.weight, found.bias, found.epsilon, found.kind),
                 )
             rewriter.replace(node, call)

@@ -28,6 +28,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return found
 
 
+def source(node: fx.Node) -> fx.Node:
+    """The first operand of a call."""
+    operand = node.args[0]
+    assert isinstance(operand, fx.Node)
+    return operand
+
+
 def shape_of(node: fx.Node) -> tuple[Extent, ...]:
     return tuple(node.meta["val"].shape)
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from sparsify import ops
 from sparsify.passes.graph import arguments, aten, shape_of
 from sparsify.passes.sites import is_disabled, merged_name, site_name
 from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
 
-_ATTENTION = torch.ops.sparsify.fused_attention.default
+_ATTENTION = ops.fused_attention.overload
 _SLOTS = 3
 
 

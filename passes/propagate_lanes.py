@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
+from sparsify import ops
 from sparsify.passes.elementwise import Elementwise, elementwise
 from sparsify.passes.extents import Extents
 from sparsify.passes.graph import (
@@ -24,11 +24,10 @@ from sparsify.passes.sites import linear_site
 from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
 
-_OPS = torch.ops.sparsify
-_ATTENTION = _OPS.fused_attention.default
+_ATTENTION = ops.fused_attention.overload
 _KERNELS: dict[Any, tuple[str, ...]] = {
-    _OPS.sparse_linear.default: ("x", "residual"),
-    _OPS.fused_norm.default: ("x",),
+    ops.sparse_linear.overload: ("x", "residual"),
+    ops.fused_norm.overload: ("x",),
     _ATTENTION: ("query", "key", "value"),
 }
 """Operators whose kernels work in lanes, and which of their operands are activations."""
@@ -179,7 +178,7 @@ class _Propagation:
             moved |= {v: self._as_column(v) for v in call.vectors}
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: moved.get(n, n))
             new = self.rewriter.graph.call_function(node.target, args, kwargs)
-            new.meta["val"] = self.rewriter.evaluate(_OPS.to_lanes.default, (node,), {})
+            new.meta["val"] = self.rewriter.evaluate(ops.to_lanes.overload, (node,), {})
         self._record(node, new)
 
     def _record(self, node: fx.Node, new: fx.Node) -> None:
@@ -189,7 +188,7 @@ class _Propagation:
     def _in_lanes(self, node: fx.Node, reader: fx.Node) -> fx.Node:
         root = _root(node)
         if root not in self.lanes:
-            self.lanes[root] = self.rewriter.call(_OPS.to_lanes.default, (root,))
+            self.lanes[root] = self.rewriter.call(ops.to_lanes.overload, (root,))
             reason = f"{_source(root)} is row-major; {self._title(reader)} reads it in lanes"
             self.decisions.append(
                 Decision(root.name, "to_lanes", "rewritten", reason, PropagateLanes.name)
@@ -211,7 +210,7 @@ class _Propagation:
             leading = [self.extents.node(e) for e in shape_of(node)[:-1]]
             readers = dict.fromkeys(_source(user) for user in node.users)
             with self.rewriter.graph.inserting_after(lanes):
-                rows = self.rewriter.call(_OPS.from_lanes.default, (lanes, leading))
+                rows = self.rewriter.call(ops.from_lanes.overload, (lanes, leading))
             self.rewriter.replace(node, rows)
             reason = f"{self._title(lanes)} is in lanes; read row-major by {', '.join(readers)}"
             self.decisions.append(
@@ -220,7 +219,7 @@ class _Propagation:
         erase_dead(self.rewriter, node)
 
     def _title(self, node: fx.Node) -> str:
-        if node.target == _OPS.sparse_linear.default:
+        if node.target == ops.sparse_linear.overload:
             return linear_site(self.rewriter, node).name
         return _source(node)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from sparsify import ops
 from sparsify.layouts import Dense, Layout, PackedDense, WeightStats, parse
 from sparsify.passes.graph import arguments, hint, product, shape_of
 from sparsify.passes.sites import is_disabled, linear_site, pack
@@ -15,7 +16,7 @@ from sparsify.passes.sparse_linear import percent
 from sparsify.program import CostModel, PassContext, PassResult, ProgramSet, Rewriter, Site
 from sparsify.report import Decision
 
-_LINEAR = torch.ops.sparsify.sparse_linear.default
+_LINEAR = ops.sparse_linear.overload
 _DENSE = (Dense.name, PackedDense.name)
 
 

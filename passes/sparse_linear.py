@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-import sparsify.ops  # noqa: F401  (registers the operators)
+from sparsify import ops
 from sparsify.layouts import Csr, Dense, Layout
 from sparsify.passes.graph import arguments, aten, past_copies, same, shape_of
 from sparsify.passes.sites import pack, site_name
@@ -77,7 +77,7 @@ class SparseLinear(GraphPass):
         rows, columns = weight.shape
         with rewriter.graph.inserting_before(node):
             call = rewriter.call(
-                torch.ops.sparsify.sparse_linear.default,
+                ops.sparse_linear.overload,
                 (found.x, nodes, layout.spec, rows, columns, found.bias),
             )
         rewriter.replace(node, call)
