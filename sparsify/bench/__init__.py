@@ -3,7 +3,14 @@
 Nothing here imports the compiler: whatever can be called can be timed.
 """
 
-from sparsify.bench.harness import Ratio, Samples, fastest, interleave, ratio, relative_error
+from sparsify.bench.harness import (
+    Ratio,
+    Samples,
+    fastest,
+    interleave,
+    ratio,
+    relative_error,
+)
 from sparsify.bench.machine import Machine, threads
 from sparsify.bench.matmuls import MATMUL_PEERS, matmul_peers
 from sparsify.bench.models import MODEL_PEERS, OnnxModel, compiled_peer, model_peers

@@ -52,10 +52,15 @@ class Peer:
 
 
 def split_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as (args, kwargs): a tensor or tuple is positional, a mapping by name."""
+    """Example inputs as (args, kwargs).
+
+    A tensor or a tuple is positional, a mapping by name, ``(args, kwargs)`` is itself.
+    """
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)):
+    if isinstance(inputs, tuple | list):
+        if len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], Mapping):
+            return inputs[0], dict(inputs[1])
         return tuple(inputs), {}
     return (inputs,), {}
 
