@@ -1,0 +1,5 @@
+"""Kernels for x86 and ARM from one template; importing the package registers them."""
+
+from sparsify.codegen.kernels.cpu import linear
+
+__all__ = ["linear"]

@@ -24,11 +24,12 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.attention_mask import MaskShape
 from sparsify.codegen.kernels.cpu.math import LOG2E, Vector, exp2
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
-    Isa,
+    Integer,
     Registers,
     Tensor,
     arguments,
@@ -91,8 +92,7 @@ class Attention:
     def build(self) -> Any:
         """A PrimFunc ``(query, key, value[, mask], batch, queries, keys, y)``.
 
-        ``batch``, ``queries`` and ``keys`` are int64 scalars; the mask is what `AttentionMask`
-        makes.
+        The mask is what `AttentionMask` makes.
         """
         return _Emitter(self).build()
 
@@ -108,16 +108,18 @@ class _Emitter:
             query_groups, key_groups, value_groups = symbol(), symbol(), symbol()
             mask_extents = (symbol(), symbol(), symbol(), symbol())
             self.query_groups = query_groups
-            self.query, self.key, self.value, self.mask, extents, self.y = arguments(
+            self.query, self.key, self.value, self.mask, *extents, self.y = arguments(
                 Tensor("query", (query_groups, spec.features[0], LANES)),
                 Tensor("key", (key_groups, spec.features[1], LANES)),
                 Tensor("value", (value_groups, spec.features[2], LANES)),
                 Tensor("mask", mask_extents) if spec.mask else None,
-                Tensor("extents", (3,), "int64"),
+                Integer("batch"),
+                Integer("queries"),
+                Integer("keys"),
                 Tensor("y", (query_groups, spec.heads * spec.head_dim, LANES)),
             )
             self.mask_extents = mask_extents
-            batch, queries, keys = (bind(extents[i]) for i in range(3))
+            batch, queries, keys = extents
             self.queries, self.keys = queries, keys
             # At least one: TVM's analyser would try a division by zero tiles.
             tiles = bind(T.max(T.floordiv(queries + (spec.tile - 1), spec.tile), T.int64(1)))

@@ -11,9 +11,9 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
-    Isa,
     Tensor,
     arguments,
     bind,

@@ -7,10 +7,10 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.math import Vector
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
-    Isa,
     LaneTile,
     Registers,
     Tensor,

@@ -15,10 +15,10 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
-    Isa,
     LaneTile,
     Registers,
     Tensor,

@@ -16,34 +16,11 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.isa import Isa
 from sparsify.layouts import LANES
 
 Expr = Any
 """A TIR expression."""
-
-
-@dataclass(frozen=True)
-class Isa:
-    """What kernels need to know about a CPU.
-
-    Attributes:
-        name: ``avx512``, ``avx2``, ``neon``.
-        vector: fp32 lanes of a vector register.
-        registers: number of vector registers.
-        l1_bytes: first-level data cache of a core.
-        permutes_broadcast: four weights come by one 128-bit load and are spread by an in-lane
-            permute, which is cheaper than four broadcast loads where loads are the bottleneck.
-    """
-
-    name: str
-    vector: int
-    registers: int
-    l1_bytes: int = 32 * 1024
-    permutes_broadcast: bool = False
-
-    @property
-    def vectors_per_group(self) -> int:
-        return LANES // self.vector
 
 
 def i64(value: Expr) -> Expr:
@@ -81,26 +58,39 @@ class Tensor:
     dtype: str = "float32"
 
 
-def arguments(*tensors: Tensor | None) -> list[Expr]:
-    """Declares all parameters of the kernel, each seen flat; None (absent) stays None."""
-    handles = [t and T.arg(t.name, T.handle()) for t in tensors]
-    buffers = []
-    for tensor, handle in zip(tensors, handles, strict=True):
-        if tensor is None:
-            buffers.append(None)
-            continue
-        extents = [T.int64(e) if isinstance(e, int) else e for e in tensor.shape]
-        buffers.append((T.match_buffer(handle, tuple(extents), tensor.dtype), extents, tensor.dtype))
-    return [b and _flat(*b) for b in buffers]
+@dataclass(frozen=True)
+class Integer:
+    """An int64 scalar parameter of a kernel."""
+
+    name: str
 
 
-def _flat(buffer: Expr, extents: list[Expr], dtype: str) -> Expr:
-    if len(extents) == 1:
+def arguments(*parameters: Tensor | Integer | None) -> list[Expr]:
+    """Declares all parameters of the kernel, tensors seen flat; None (absent) stays None."""
+    declared = [p and T.arg(p.name, _declaration(p)) for p in parameters]
+    matched = [
+        (p, _matched(p, handle)) if isinstance(p, Tensor) else (p, handle)
+        for p, handle in zip(parameters, declared, strict=True)
+    ]
+    return [_flat(p, value) if isinstance(p, Tensor) else value for p, value in matched]
+
+
+def _declaration(parameter: Tensor | Integer) -> Expr:
+    return T.int64() if isinstance(parameter, Integer) else T.handle()
+
+
+def _matched(tensor: Tensor, handle: Expr) -> Expr:
+    extents = [T.int64(e) if isinstance(e, int) else e for e in tensor.shape]
+    return T.match_buffer(handle, tuple(extents), tensor.dtype)
+
+
+def _flat(tensor: Tensor, buffer: Expr) -> Expr:
+    if len(tensor.shape) == 1:
         return buffer
-    count = extents[0]
-    for extent in extents[1:]:
+    count = T.int64(1)
+    for extent in tensor.shape:
         count = count * extent
-    return T.decl_buffer((count,), dtype, data=buffer.data)
+    return T.decl_buffer((count,), tensor.dtype, data=buffer.data)
 
 
 def load(buffer: Expr, offset: Expr, width: int) -> Expr:

@@ -1,0 +1,39 @@
+"""Predicted time of a linear operator on a CPU: cycles by its kernels' own formula, over the clock.
+
+The formulas were fitted on Zen 4 and Zen 5; the clock is nominal, so ratios mean more than times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsify.codegen.registry import all_linear_kernels, linear_kernels
+from sparsify.codegen.target import Target
+from sparsify.layouts import Layout
+
+_BYTES_PER_SECOND = 15e9
+"""Memory bandwidth that one core may count on when the weight comes from memory."""
+
+
+@dataclass(frozen=True)
+class CpuCostModel:
+    """The `CostModel` that passes see."""
+
+    target: Target
+    threads: int = 1
+
+    def linear_seconds(
+        self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int
+    ) -> float:
+        isa = self.target.isa
+        cycles = linear_kernels(layout).cycles(isa, layout, shape, nnz, tokens)
+        streaming = layout.estimate_nbytes(shape, nnz) / _BYTES_PER_SECOND
+        return max(cycles / isa.hertz / self.threads, streaming)
+
+    def candidates(self, shape: tuple[int, int], nnz: int) -> tuple[Layout, ...]:
+        found = [
+            layout
+            for kernels in all_linear_kernels()
+            for layout in kernels.candidates(self.target.isa, shape, nnz)
+        ]
+        return tuple(found)

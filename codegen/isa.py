@@ -1,0 +1,45 @@
+"""Instruction sets as kernels and the cost model see them; knows nothing of TVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsify.layouts import LANES
+
+
+@dataclass(frozen=True)
+class Isa:
+    """What kernels need to know about a CPU.
+
+    Attributes:
+        name: ``avx512``, ``avx2``, ``neon``.
+        vector: fp32 lanes of a vector register.
+        registers: number of vector registers.
+        fma_per_cycle, loads_per_cycle: whole vectors; AVX-512 on Zen 4 has 1 and 1, on Zen 5
+            and server Intel 2 and 2.
+        hertz: nominal clock, for predictions only.
+        permutes_broadcast: four weights come by one 128-bit load and are spread by an in-lane
+            permute, which is cheaper than four broadcast loads where loads are the bottleneck.
+    """
+
+    name: str
+    vector: int
+    registers: int
+    fma_per_cycle: float = 2.0
+    loads_per_cycle: float = 2.0
+    hertz: float = 3.7e9
+    permutes_broadcast: bool = False
+
+    @property
+    def vectors_per_group(self) -> int:
+        return LANES // self.vector
+
+
+AVX512 = Isa("avx512", 16, 32, permutes_broadcast=True)
+AVX512_HALF_RATE = Isa(
+    "avx512", 16, 32, fma_per_cycle=1.0, loads_per_cycle=1.0, permutes_broadcast=True
+)
+"""AVX-512 on 256-bit units: Zen 4."""
+
+AVX2 = Isa("avx2", 8, 16)
+NEON = Isa("neon", 4, 32, loads_per_cycle=3.0, hertz=2.5e9)

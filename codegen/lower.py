@@ -1,0 +1,176 @@
+"""Lowers specialised programs to Relax: our operators to our kernels, the rest by TVM's importer.
+
+Several programs become functions of one module and share kernels. Weights are parameters, after
+the inputs, so that one packed copy serves every entry and every thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+import tvm
+from torch import fx
+from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
+from tvm import relax, tirx
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+from tvm_ffi import structural_equal
+
+from sparsify.codegen import operators
+from sparsify.codegen.registry import Kernel
+from sparsify.codegen.target import Target
+from sparsify.program import Program
+
+
+class LoweringError(RuntimeError):
+    """A node could not be lowered; says which, with its operands' shapes."""
+
+
+def lower(entries: Mapping[str, Program], target: Target) -> tvm.IRModule:
+    """One Relax module with a function for each entry: ``(inputs..., weights...) -> tuple``."""
+    builder = relax.BlockBuilder()
+    kernels: dict[str, Any] = {}
+    for name, program in entries.items():
+        Lowering(program, target, builder, kernels).emit(name)
+    return builder.get()
+
+
+class Lowering(ExportedProgramImporter):
+    """Lowers one program into a shared module.
+
+    The importer's converters serve ATen operators; symbols, inputs and our operators are ours.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        target: Target,
+        builder: relax.BlockBuilder,
+        kernels: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.program = program
+        self.target = target
+        self.block_builder = builder
+        self.kernels = kernels
+        self.symbols: dict[str, tirx.Var] = {}
+        self.prepared_masks: dict[fx.Node, Any] = {}
+        self.convert_map.update(operators.CONVERTERS)
+
+    def emit(self, name: str) -> None:
+        """Adds the program as the function ``name``."""
+        nodes = list(self.program.graph.nodes)
+        weights = self.program.weight_names
+        placeholders = [n for n in nodes if n.op == "placeholder"]
+        order = [n for n in placeholders if n.name not in weights]
+        order += [n for n in placeholders if n.name in weights]
+        for node in order:
+            self.env[node] = relax.Var(node.name, self.type_of(node.meta["val"]))
+        params = [self.env[node] for node in order]
+        with self.block_builder.function(name, params):
+            with self.block_builder.dataflow():
+                for node in nodes:
+                    if node.op == "call_function":
+                        self.env[node] = self._convert(node)
+                output = next(n for n in nodes if n.op == "output")
+                results = relax.Tuple([self.env[value] for value in output.args[0]])
+                returned = self.block_builder.emit_output(results)
+            self.block_builder.emit_func_output(returned)
+
+    def _convert(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, int | torch.SymInt):
+            return self.extent(value)
+        name = node.target.__name__
+        if name not in self.convert_map:
+            raise LoweringError(f"node {node.name}: no lowering for operator {node.target}")
+        convert = self.convert_map[name]
+        try:
+            result = convert(node, self) if name in operators.CONVERTERS else convert(node)
+        except Exception as error:
+            shapes = [_describe(operand) for operand in node.all_input_nodes]
+            raise LoweringError(
+                f"node {node.name}: operator {node.target} on {', '.join(shapes)} "
+                f"could not be lowered: {error}"
+            ) from error
+        return self._with_known_shape(result, value)
+
+    def _with_known_shape(self, result: Any, value: Any) -> Any:
+        """Where the importer lost a shape that the graph knows, states it."""
+        if not isinstance(value, torch.Tensor) or not isinstance(result, relax.Expr):
+            return result
+        wanted, found = self.type_of(value), result.ty
+        if structural_equal(found, wanted):
+            return result
+        if not isinstance(found, relax.TensorType) or found.dtype != wanted.dtype:
+            raise LoweringError(f"importer made {found}, the graph says {wanted}")
+        return self.block_builder.match_cast(result, wanted)
+
+    def type_of(self, value: torch.Tensor) -> relax.TensorType:
+        dtype = self._convert_data_type(value.dtype)
+        return relax.TensorType([self.extent(e) for e in value.shape], dtype)
+
+    def extent(self, value: int | torch.SymInt) -> Any:
+        """A PyTorch extent as a TIR expression over the program's symbols."""
+        if isinstance(value, int):
+            return tirx.IntImm("int64", value)
+        return self._symbolic(value.node.expr)
+
+    def _symbolic(self, expression: sympy.Expr) -> Any:
+        if isinstance(expression, sympy.Integer):
+            return tirx.IntImm("int64", int(expression))
+        if isinstance(expression, sympy.Symbol):
+            name = str(expression)
+            return self.symbols.setdefault(name, tirx.Var(name, "int64"))
+        operands = [self._symbolic(arg) for arg in expression.args]
+        combine = _OPERATIONS.get(type(expression))
+        if combine is None:
+            raise LoweringError(f"extent {expression}: no lowering for {type(expression).__name__}")
+        total = operands[0]
+        for operand in operands[1:]:
+            total = combine(total, operand)
+        return total
+
+    def tensor(self, node: Any) -> Any:
+        """The Relax value of an argument."""
+        return self.env[node] if isinstance(node, fx.Node) else node
+
+    def call_kernel(
+        self,
+        kernel: Kernel,
+        tensors: Sequence[Any],
+        shape: Sequence[Any],
+        integers: Sequence[Any] = (),
+    ) -> Any:
+        """Calls a kernel that fills one fp32 tensor of ``shape``."""
+        if kernel.name not in self.kernels:
+            self.kernels[kernel.name] = self.block_builder.add_func(kernel.build(), kernel.name)
+        call = relax.call_tir(
+            self.kernels[kernel.name],
+            [*(t for t in tensors if t is not None), *integers],
+            relax.TensorType(shape, "float32"),
+        )
+        return self.block_builder.emit(call)
+
+    def reshape(self, value: Any, shape: Sequence[Any]) -> Any:
+        return self.block_builder.emit(relax.op.reshape(value, tuple(shape)))
+
+
+_OPERATIONS = {
+    sympy.Add: lambda a, b: a + b,
+    sympy.Mul: lambda a, b: a * b,
+    sympy.Max: tirx.max,
+    sympy.Min: tirx.min,
+    FloorDiv: tirx.floordiv,
+    CleanDiv: tirx.floordiv,
+    Mod: tirx.floormod,
+    PythonMod: tirx.floormod,
+}
+
+
+def _describe(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
+    return f"{node.name} {shape}"

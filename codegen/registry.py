@@ -1,0 +1,84 @@
+"""Which kernels serve a linear operator whose weight is in a given layout.
+
+A layout becomes usable on a target by one file of kernels that registers a `LinearKernels` for
+it. Passes, the cost model and lowering find it here and need no change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sparsify.codegen.isa import Isa
+from sparsify.layouts import Layout
+
+
+class Kernel(Protocol):
+    """A kernel's frozen specification: equal names mean equal code."""
+
+    @property
+    def name(self) -> str: ...
+
+    def build(self) -> Any:
+        """The TIR PrimFunc."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """A linear operator as kernels see it: the weight's shape and what follows the sum."""
+
+    out_features: int
+    in_features: int
+    bias: bool = False
+    activation: str = "none"
+    residual: bool = False
+
+
+class LinearKernels(Protocol):
+    """The kernels of one layout on CPUs."""
+
+    layout: type[Layout]
+
+    def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Layout, ...]:
+        """Parameter choices worth considering for a weight of this shape and nonzero count."""
+        ...
+
+    def kernel(self, isa: Isa, site: LinearSite, layout: Any) -> Kernel:
+        """Takes ``(x, *packed tensors[, bias][, residual], y)``, activations in lanes."""
+        ...
+
+    def cycles(self, isa: Isa, layout: Any, shape: tuple[int, int], nnz: int, tokens: int) -> float:
+        """Predicted core cycles of one call on one thread."""
+        ...
+
+
+_LINEAR: dict[str, LinearKernels] = {}
+
+
+def register_linear(kernels: LinearKernels) -> None:
+    known = _LINEAR.setdefault(kernels.layout.name, kernels)
+    if type(known) is not type(kernels):
+        raise ValueError(f"layout {kernels.layout.name!r} already has kernels: {type(known)}")
+
+
+def linear_kernels(layout: Layout) -> LinearKernels:
+    """The kernels of a layout.
+
+    Raises:
+        LookupError: naming the layouts that have kernels.
+    """
+    _load()
+    if layout.name not in _LINEAR:
+        raise LookupError(f"no CPU kernel for layout {layout.spec!r}; there are {sorted(_LINEAR)}")
+    return _LINEAR[layout.name]
+
+
+def all_linear_kernels() -> tuple[LinearKernels, ...]:
+    _load()
+    return tuple(_LINEAR.values())
+
+
+def _load() -> None:
+    """Kernel files register themselves when imported."""
+    from sparsify.codegen.kernels import cpu  # noqa: F401
