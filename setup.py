@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: packages found in three folders, and the thread pool's library."""
+"""What pyproject.toml cannot say: packages in three folders, and the thread pool's library."""
 
 from setuptools import Extension, find_packages, setup
 

@@ -91,8 +91,8 @@ def set_spin(microseconds: float) -> None:
 def redirect(library_path: str | Path) -> None:
     """Make a library built by TVM launch its parallel loops on this pool.
 
-    Call it after TVM has loaded the library (loading fills the slot with TVM's own launcher) and
-    before its functions run. A library without parallel loops is left as it is.
+    Call it after every load by TVM, which fills the slot with TVM's own launcher, a second load of
+    the same file included, and before its functions run. A library without parallel loops is left as it is.
 
     Raises:
         FileNotFoundError: no such file.
