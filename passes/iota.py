@@ -1,7 +1,8 @@
-"""Reading mask code: integer ramps, constants and triangles, as mask builders spell them."""
+"""Reading mask code: integer ramps and constants, as mask builders spell them."""
 
 from __future__ import annotations
 
+import operator
 import sys
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ _FIXED = {
     aten.zeros_like.default: 0,
     aten.new_zeros.default: 0,
 }
-_UNCHANGED = (
+UNCHANGED = (
     aten.clone.default,
     aten.contiguous.default,
     aten.alias.default,
@@ -44,14 +45,12 @@ _UNCHANGED = (
 AND = (aten.bitwise_and.Tensor, aten.logical_and.default, aten.__and__.Tensor)
 OR = (aten.bitwise_or.Tensor, aten.logical_or.default, aten.__or__.Tensor)
 NOT = (aten.bitwise_not.default, aten.logical_not.default)
-_FLIPPED = {"le": "ge", "ge": "le", "lt": "gt", "gt": "lt"}
-_COMPARISONS = {
+FLIPPED = {"le": "ge", "ge": "le", "lt": "gt", "gt": "lt"}
+COMPARISONS = {
     getattr(getattr(aten, name), overload): name
-    for name in ("le", "lt", "ge", "gt")
+    for name in ("eq", "ne", "le", "lt", "ge", "gt")
     for overload in ("Tensor", "Scalar")
 }
-_LARGEST_TRIANGLE = 1 << 26
-"""Elements of a stored mask that are still compared with a triangle."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,9 @@ def iota(rewriter: Rewriter, node: object) -> Iota | None:
         return Iota(-1, start, shape_of(node)[0]) if options.get("step", 1) == 1 else None
     if target in (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar):
         return _shifted(rewriter, node)
-    if target not in _UNCHANGED:
+    if target == aten.cat.default:
+        return _joined(rewriter, node)
+    if target not in UNCHANGED:
         return None
     ramp = iota(rewriter, node.args[0])
     return None if ramp is None else _moved(ramp, node)
@@ -124,6 +125,24 @@ def _shifted(rewriter: Rewriter, node: fx.Node) -> Iota | None:
         return None
     sign = 1 if node.target in (aten.add.Tensor, aten.add.Scalar) else -1
     return Iota(ramp.dim, ramp.offset + sign * second, ramp.length)
+
+
+def _joined(rewriter: Rewriter, node: fx.Node) -> Iota | None:
+    """Consecutive ramps side by side, as in ``cat([first - 1, positions])``."""
+    rank = node.meta["val"].dim()
+    dim = arguments(node)["dim"] % rank - rank
+    first: Iota | None = None
+    following: Extent = 0
+    for part in node.args[0]:
+        ramp = iota(rewriter, part)
+        if ramp is None or ramp.dim != dim or part.meta["val"].dim() != rank:
+            return None
+        if first is None:
+            first, following = ramp, ramp.offset
+        if not same(following, ramp.offset):
+            return None
+        following = ramp.offset + ramp.length
+    return None if first is None else Iota(dim, first.offset, shape_of(node)[dim])
 
 
 def _moved(ramp: Iota, node: fx.Node) -> Iota | None:
@@ -178,10 +197,16 @@ def constant(rewriter: Rewriter, node: object) -> Scalar | None:
         return _cast(value, node) if isinstance(value, bool | int | float) else None
     if target in _FIXED:
         return _cast(_FIXED[target], node)
-    if target in _UNCHANGED:
+    if target in UNCHANGED:
         value = constant(rewriter, node.args[0])
         return None if value is None else _cast(value, node)
-    if target in _COMPARISONS:
+    if target == aten.index.Tensor:
+        return constant(rewriter, node.args[0])
+    if target == aten.cumsum.default:
+        return 0 if constant(rewriter, node.args[0]) in (0, False) else None
+    if target == aten.sub.Tensor:
+        return _difference(rewriter, node)
+    if target in COMPARISONS:
         return _compared(rewriter, node)
     if target in NOT and is_bool(node):
         value = constant(rewriter, node.args[0])
@@ -202,13 +227,28 @@ def _cast(value: Scalar, node: fx.Node) -> Scalar:
     return float(value) if dtype.is_floating_point else int(value)
 
 
+def _difference(rewriter: Rewriter, node: fx.Node) -> int | None:
+    """Two ramps along one dim differ by a constant."""
+    left, right = (iota(rewriter, a) for a in node.args)
+    if left is None or right is None or left.dim != right.dim or node.kwargs:
+        return None
+    if not same(left.length, right.length):
+        return None
+    return left.offset - right.offset
+
+
 def _compared(rewriter: Rewriter, node: fx.Node) -> bool | None:
-    """``arange >= 0`` and the like: a ramp against a number that it never crosses."""
-    name = _COMPARISONS[node.target]
+    """Two constants, or a ramp and a number that it never crosses, as in ``arange >= 0``."""
+    name = COMPARISONS[node.target]
     left, right = node.args[:2]
+    known = constant(rewriter, left), constant(rewriter, right)
+    if known[0] is not None and known[1] is not None:
+        return bool(getattr(operator, name)(*known))
     ramp, bound = iota(rewriter, left), constant(rewriter, right)
+    if name in ("eq", "ne"):
+        return None
     if ramp is None:
-        ramp, bound, name = iota(rewriter, right), constant(rewriter, left), _FLIPPED[name]
+        ramp, bound, name = iota(rewriter, right), constant(rewriter, left), FLIPPED[name]
     if ramp is None or bound is None:
         return None
     lowest = ramp.offset
@@ -217,54 +257,3 @@ def _compared(rewriter: Rewriter, node: fx.Node) -> bool | None:
     if (name == "lt" and lowest >= bound) or (name == "le" and lowest > bound):
         return False
     return None
-
-
-def diagonal(rewriter: Rewriter, node: object) -> int | None:
-    """d if a bool mask is ``key - query <= d`` over its last two dims, None when it is not."""
-    if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
-        return None
-    if not is_bool(node) or node.meta["val"].dim() < 2:
-        return None
-    weight = rewriter.weight_of(node)
-    if weight is not None:
-        return 0 if _is_triangle(weight) else None
-    if node.op != "call_function":
-        return None
-    if node.target == aten.tril.default and constant(rewriter, node.args[0]) is True:
-        return arguments(node)["diagonal"]
-    if node.target in _COMPARISONS:
-        return _diagonal_of(rewriter, _COMPARISONS[node.target], *node.args[:2])
-    if node.target in NOT and node.args[0].target in _COMPARISONS:
-        opposite = {"le": "gt", "lt": "ge", "ge": "lt", "gt": "le"}
-        inner = node.args[0]
-        return _diagonal_of(rewriter, opposite[_COMPARISONS[inner.target]], *inner.args[:2])
-    if node.target == aten.slice.Tensor:
-        start_is_first = arguments(node)["start"] in (None, 0) and arguments(node)["step"] == 1
-        return diagonal(rewriter, node.args[0]) if start_is_first else None
-    same_plane = (*_UNCHANGED[:5], aten.unsqueeze.default, aten.view.default)
-    if node.target not in same_plane or node.args[0].meta["val"].dim() < 2:
-        return None
-    before, after = shape_of(node.args[0]), shape_of(node)
-    if not all(same(a, b) for a, b in zip(before[-2:], after[-2:], strict=True)):
-        return None
-    return diagonal(rewriter, node.args[0])
-
-
-def _diagonal_of(rewriter: Rewriter, name: str, left: object, right: object) -> int | None:
-    key, query = iota(rewriter, left), iota(rewriter, right)
-    if key is None or query is None:
-        return None
-    if key.dim == -2:
-        key, query, name = query, key, _FLIPPED[name]
-    if (key.dim, query.dim) != (-1, -2) or name not in ("le", "lt"):
-        return None
-    return query.offset - key.offset - (name == "lt")
-
-
-def _is_triangle(weight: torch.Tensor) -> bool:
-    if (
-        weight.numel() > _LARGEST_TRIANGLE
-        or weight.numel() != weight[..., :, :].shape[-1] * weight.shape[-2]
-    ):
-        return False
-    return torch.equal(weight, torch.ones_like(weight).tril())

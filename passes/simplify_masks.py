@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from sparsify.passes.graph import arguments, aten, same, same_shape, shape_of
-from sparsify.passes.iota import AND, NOT, OR, Iota, Scalar, constant, diagonal, iota, is_bool
+from sparsify.passes.iota import AND, NOT, OR, Iota, Scalar, constant, iota, is_bool
+from sparsify.passes.triangle import diagonal
 from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
 
@@ -156,9 +157,11 @@ def causal_and_rest(rewriter: Rewriter, mask: fx.Node) -> fx.Node | None:
         return None
     left, right = mask.args[:2]
     for triangle, rest in ((left, right), (right, left)):
-        if diagonal(rewriter, triangle) == 0 and isinstance(rest, fx.Node):
-            if rest.meta["val"].dim() == mask.meta["val"].dim() and is_bool(rest):
-                return rest
+        if diagonal(rewriter, triangle) != 0 or not isinstance(rest, fx.Node):
+            continue
+        same_rank = rest.meta["val"].dim() == mask.meta["val"].dim()
+        if same_rank and is_bool(rest) and same(shape_of(rest)[-2], 1):
+            return rest
     return None
 
 
@@ -180,7 +183,7 @@ class _Thin:
         if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
             return
         for position, operand in enumerate(node.args):
-            if operand.target != aten.expand.default:
+            if operand.target not in (aten.expand.default, aten.where.self):
                 continue
             thin = self(operand)
             other = node.args[1 - position]
@@ -205,8 +208,7 @@ class _Thin:
         with self.rewriter.graph.inserting_before(node):
             new = self.rewriter.call(node.target, args, dict(node.kwargs))
         if same_shape(shape_of(new), shape_of(node)):
-            self.rewriter.graph.erase_node(new)
-            return node
+            self.rewriter.replace(node, new)
         return self._of_rank(new, node)
 
     def _operand(self, operand: Any) -> Any:

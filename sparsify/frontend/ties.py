@@ -26,6 +26,13 @@ _SHAPE_ONLY = (
     aten.to.dtype_layout,
     aten._to_copy.default,
 )
+_REORDERED = (
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.clone.default,
+    aten.contiguous.default,
+)
 
 
 def tie_indexed_sizes(exported: ExportedProgram) -> ExportedProgram:
@@ -83,7 +90,7 @@ def _live_symbols(graph: fx.Graph) -> set:
 
 
 def _comes_from(node: object, inputs: set[str]) -> bool:
-    while isinstance(node, fx.Node) and node.target in _SHAPE_ONLY:
+    while isinstance(node, fx.Node) and node.target in (*_SHAPE_ONLY, *_REORDERED):
         node = node.args[0]
     return isinstance(node, fx.Node) and node.op == "placeholder" and node.name in inputs
 
