@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -332,6 +332,8 @@ class PassContext:
     target: str = ""
     strict: bool = False
     disabled_sites: frozenset[str] = frozenset()
+    unsupported: Callable[[fx.Node], str | None] | None = None
+    """Why the target cannot compile an operator; codegen gives it, only `partition` asks."""
 
 
 @dataclass(frozen=True)
