@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms."""
+"""Fixtures and markers shared by all rooms."""
 
 import os
 
@@ -7,6 +7,22 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("isa"):
+        missing = missing_features(*marker.args)
+        if missing:
+            pytest.skip(f"this CPU lacks {', '.join(missing)}")
+
+
+def missing_features(name: str) -> tuple[str, ...]:
+    """What this CPU lacks of a target (``x86-avx512``) or of one feature in LLVM's name."""
+    from sparsify.codegen.target import Target, host_features, target_names
+
+    if name in target_names():
+        return Target.parse(name).missing_features()
+    return () if name in host_features() else (name,)
 
 
 @pytest.fixture(scope="session")

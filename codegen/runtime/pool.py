@@ -92,7 +92,8 @@ def redirect(library_path: str | Path) -> None:
     """Make a library built by TVM launch its parallel loops on this pool.
 
     Call it after every load by TVM, which fills the slot with TVM's own launcher, a second load of
-    the same file included, and before its functions run. A library without parallel loops is left as it is.
+    the same file included, and before its functions run. A library without parallel loops is left
+    as it is.
 
     Raises:
         FileNotFoundError: no such file.

