@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
 from tvm import relax, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
-from tvm_ffi import structural_equal
+from tvm.sym import Analyzer
 
 from sparsify.codegen import operators
 from sparsify.codegen.registry import Kernel
@@ -56,6 +56,7 @@ class Lowering(ExportedProgramImporter):
         self.block_builder = builder
         self.kernels = kernels
         self.symbols: dict[str, tirx.Var] = {}
+        self._analyzer = Analyzer()
         self.prepared_masks: dict[fx.Node, Any] = {}
         self.convert_map.update(operators.CONVERTERS)
 
@@ -98,15 +99,24 @@ class Lowering(ExportedProgramImporter):
         return self._with_known_shape(result, value)
 
     def _with_known_shape(self, result: Any, value: Any) -> Any:
-        """Where the importer lost a shape that the graph knows, states it."""
+        """Where the importer lost a shape that the graph knows, states it.
+
+        By a reshape, which costs nothing; a match_cast of ``min(s, 512)`` to ``s`` would bind ``s``
+        to itself and send TVM into endless substitution.
+        """
         if not isinstance(value, torch.Tensor) or not isinstance(result, relax.Expr):
             return result
         wanted, found = self.type_of(value), result.ty
-        if structural_equal(found, wanted):
-            return result
         if not isinstance(found, relax.TensorType) or found.dtype != wanted.dtype:
             raise LoweringError(f"importer made {found}, the graph says {wanted}")
-        return self.block_builder.match_cast(result, wanted)
+        if found.shape is not None and self._same(found.shape.values, wanted.shape.values):
+            return result
+        return self.reshape(result, wanted.shape.values)
+
+    def _same(self, found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+        return len(found) == len(wanted) and all(
+            self._analyzer.can_prove_equal(f, w) for f, w in zip(found, wanted, strict=True)
+        )
 
     def type_of(self, value: torch.Tensor) -> relax.TensorType:
         dtype = self._convert_data_type(value.dtype)

@@ -54,12 +54,13 @@ def _groups(tokens: Any) -> Any:
     return tirx.floordiv(tokens + (LANES - 1), LANES)
 
 
-def _to_lanes(lowering: Lowering, x: Any) -> Any:
+def _to_lanes(lowering: Lowering, x: Any, groups: int | torch.SymInt | None = None) -> Any:
     *leading, features = shape_of(x)
     tokens = _product(leading)
+    count = _groups(tokens) if groups is None else lowering.extent(groups)
     rows = lowering.reshape(x, (tokens, features))
     kernel = ToLanes(lowering.target.isa, int(features))
-    return lowering.call_kernel(kernel, [rows], (_groups(tokens), features, LANES))
+    return lowering.call_kernel(kernel, [rows], (count, features, LANES))
 
 
 def _from_lanes(lowering: Lowering, x: Any, leading: Sequence[Any]) -> Any:
@@ -76,7 +77,7 @@ def _extents(lowering: Lowering, values: Sequence[Any]) -> list[Any]:
 
 
 def _convert_to_lanes(node: fx.Node, lowering: Lowering) -> Any:
-    return _to_lanes(lowering, lowering.tensor(node.args[0]))
+    return _to_lanes(lowering, lowering.tensor(node.args[0]), node.meta["val"].shape[0])
 
 
 def _convert_from_lanes(node: fx.Node, lowering: Lowering) -> Any:
@@ -146,7 +147,10 @@ def _convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
         mask_shape,
         _QUERY_VECTORS[isa.name],
     )
-    shape = (_groups(extents[0] * extents[1]), a["heads"] * a["head_dim"], LANES)
+    groups = lowering.extent(node.meta["val"].shape[0])
+    if not in_lanes:
+        groups = _groups(extents[0] * extents[1])
+    shape = (groups, a["heads"] * a["head_dim"], LANES)
     y = lowering.call_kernel(kernel, [query, key, value, mask], shape, extents)
     return y if in_lanes else _from_lanes(lowering, y, extents[:2])
 
@@ -184,8 +188,24 @@ def _convert_embedding(node: fx.Node, lowering: Lowering) -> Any:
     return lowering.reshape(rows, (*shape_of(ids), shape_of(table)[1]))
 
 
+def _convert_slice(node: fx.Node, lowering: Lowering) -> Any:
+    """A slice whose extent the graph knows: TVM's importer would clamp it to the input's."""
+    source, a = node.args[0], arguments_of(node)
+    x, dim, step = lowering.tensor(source), a["dim"], a["step"]
+    dim %= len(shape_of(x))
+    size = lowering.extent(node.meta["val"].shape[dim])
+    (begin,) = _extents(lowering, [0 if a["start"] is None else a["start"]])
+    if isinstance(begin, tirx.IntImm) and begin.value < 0:
+        begin = shape_of(x)[dim] + begin
+    end = begin + size * step
+    return lowering.block_builder.emit(
+        relax.op.strided_slice(x, [dim], [begin], [end], [step], assume_inbound=True)
+    )
+
+
 CONVERTERS: dict[str, Callable[[fx.Node, Lowering], Any]] = {
     f"{name}.default": globals()[f"_convert_{name}"] for name in OPERATORS
 }
 CONVERTERS["embedding.default"] = _convert_embedding
+CONVERTERS["slice.Tensor"] = _convert_slice
 """By the operator's bare name, as TVM's importer looks converters up."""
