@@ -64,8 +64,8 @@ class FuseAttention(GraphPass):
         query, key, value = (options[name] for name in ("query", "key", "value"))
         heads, head_dim = shape_of(query)[1], shape_of(query)[3]
         split = [_heads(operand) for operand in (query, key, value)]
-        if split[1] is None or split[2] is None or split[1].count != split[2].count:
-            split[1] = split[2] = None
+        kv_heads = _shared_heads(split[1], split[2], shape_of(key)[1])
+        split[1:] = [part if part and part.count == kv_heads else None for part in split[1:]]
         with rewriter.graph.inserting_before(node):
             parts = [
                 _as_rows(rewriter, operand) if part is None else part.rows(rewriter)
@@ -78,7 +78,7 @@ class FuseAttention(GraphPass):
                     *parts,
                     _mask(rewriter, options["attn_mask"]),
                     heads,
-                    shape_of(key)[1] if split[1] is None else split[1].count,
+                    kv_heads,
                     head_dim,
                     [0 if part is None else part.offset for part in split],
                     head_dim**-0.5 if scale is None else float(scale),
@@ -178,6 +178,13 @@ def _heads(operand: fx.Node) -> _Heads | None:
     if not whole or view.offset < 0 or view.offset + count * head_dim > features:
         return None
     return _Heads(view.base, (batch, length, features), count, view.offset)
+
+
+def _shared_heads(key: _Heads | None, value: _Heads | None, full: Extent) -> Extent:
+    """How many heads key and value are read with: all, unless both are stored unrepeated."""
+    if key is not None and value is not None and key.count == value.count:
+        return key.count
+    return full
 
 
 def _as_rows(rewriter: Rewriter, operand: fx.Node) -> fx.Node:

@@ -24,6 +24,8 @@ from sparsify.report import Decision
 Observer = Callable[[Pass, ProgramSet, ProgramSet], None]
 """Called after each pass with the programs before and after it."""
 
+_Results = tuple[list[Any], _pytree.TreeSpec]
+
 
 def run_pipeline(
     programs: ProgramSet,
@@ -46,9 +48,15 @@ def run_pipeline(
     context = context or PassContext()
     decisions: list[Decision] = []
     analysis: dict[str, Any] = {}
+    results = {p.name: _results(p) for p in programs} if verify == "numeric" else {}
     for pass_ in passes:
         result = pass_.run(programs, context)
-        _check(pass_, programs, result.programs, verify)
+        for program in result.programs:
+            _check_shapes(pass_, program)
+            if verify == "numeric":
+                found = _results(program)
+                _check_results(pass_, program, results[program.name], found)
+                results[program.name] = found
         if observer is not None:
             observer(pass_, programs, result.programs)
         programs = result.programs
@@ -57,40 +65,47 @@ def run_pipeline(
     return PassResult(programs, tuple(decisions), analysis)
 
 
-def _check(pass_: Pass, before: ProgramSet, after: ProgramSet, level: VerifyLevel) -> None:
-    for program in after:
-        try:
-            verify_program(program)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"after pass {pass_.name!r}: {error}") from error
-        if level == "numeric":
-            error = largest_error(before[program.name], program)
-            tolerance = getattr(pass_, "tolerance", 0.0)
-            # Written so that a NaN fails.
-            if not error <= tolerance:
-                raise ValueError(
-                    f"pass {pass_.name!r} changed the results of program {program.name!r}: error "
-                    f"{error:.2e} of the output's scale on the example inputs, {tolerance:.0e} "
-                    "is allowed"
-                )
-
-
 def largest_error(before: Program, after: Program) -> float:
     """Largest difference of any output on the example inputs, over that output's scale.
 
     NaN and infinite elements must agree in place. Infinite when structures or shapes differ.
     """
-    if before.exported.example_inputs is None:
+    return _distance(_results(before), _results(after))
+
+
+def _check_shapes(pass_: Pass, program: Program) -> None:
+    try:
+        verify_program(program)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"after pass {pass_.name!r}: {error}") from error
+
+
+def _check_results(pass_: Pass, program: Program, before: _Results, after: _Results) -> None:
+    error = _distance(before, after)
+    tolerance = getattr(pass_, "tolerance", 0.0)
+    # Written so that a NaN fails.
+    if not error <= tolerance:
         raise ValueError(
-            f"program {before.name!r} has no example inputs to compare results on; "
+            f"pass {pass_.name!r} changed the results of program {program.name!r}: error "
+            f"{error:.2e} of the output's scale on the example inputs, {tolerance:.0e} is allowed"
+        )
+
+
+def _results(program: Program) -> _Results:
+    """The outputs on the example inputs, flat, and their structure."""
+    if program.exported.example_inputs is None:
+        raise ValueError(
+            f"program {program.name!r} has no example inputs to compare results on; "
             "import it with example inputs"
         )
-    args, kwargs = before.exported.example_inputs
-    expected, structure = _pytree.tree_flatten(before.run(*args, **kwargs))
-    found, other = _pytree.tree_flatten(after.run(*args, **kwargs))
-    if structure != other:
+    args, kwargs = program.exported.example_inputs
+    return _pytree.tree_flatten(program.run(*args, **kwargs))
+
+
+def _distance(before: _Results, after: _Results) -> float:
+    if before[1] != after[1]:
         return float("inf")
-    return max((_error(e, f) for e, f in zip(expected, found, strict=True)), default=0.0)
+    return max((_error(e, f) for e, f in zip(before[0], after[0], strict=True)), default=0.0)
 
 
 def _error(expected: Any, found: Any) -> float:

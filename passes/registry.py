@@ -18,12 +18,15 @@ from sparsify.passes.fuse_attention import FuseAttention
 from sparsify.passes.fuse_epilogue import FuseEpilogue
 from sparsify.passes.fuse_norm import FuseNorm
 from sparsify.passes.merge_projections import MergeProjections
+from sparsify.passes.partition import Partition
 from sparsify.passes.propagate_lanes import PropagateLanes
 from sparsify.passes.select_layout import SelectLayout
+from sparsify.passes.simplify_masks import SimplifyMasks
 from sparsify.passes.sparse_linear import SparseLinear
 from sparsify.program import Pass
 
 PORTABLE: tuple[Pass, ...] = (
+    SimplifyMasks(),
     FuseAttention(),
     MergeProjections(),
     SparseLinear(),
@@ -32,7 +35,7 @@ PORTABLE: tuple[Pass, ...] = (
 )
 """What every compilation runs: the result knows no target."""
 
-SPECIALISE: tuple[Pass, ...] = (SelectLayout(), PropagateLanes())
+SPECIALISE: tuple[Pass, ...] = (SelectLayout(), PropagateLanes(), Partition())
 """What binds a portable program to one target; needs ``PassContext.cost``."""
 
 _KNOWN: dict[str, type] = {

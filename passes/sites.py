@@ -75,7 +75,8 @@ def member_names(name: str) -> tuple[str, ...]:
     if not brace:
         return (name,)
     middles, _, tail = rest.partition("}")
-    return tuple(head + middle + tail for middle in middles.split(","))
+    names = (head + middle + tail for middle in middles.split(","))
+    return tuple(name.replace("..", ".").strip(".") for name in names)
 
 
 def is_disabled(site: str, patterns: Iterable[str]) -> bool:

@@ -87,7 +87,9 @@ class Sell(Layout):
         return {
             "starts": _tensor(starts, np.int32),
             "outputs": _tensor(outputs, np.int32),
-            "columns": torch.from_numpy(np.concatenate(columns or [np.zeros(0, np.uint16)]).view(np.int64)),
+            "columns": torch.from_numpy(
+                np.concatenate(columns or [np.zeros(0, np.uint16)]).view(np.int64)
+            ),
             "values": _tensor([*values, np.zeros(_TAIL)], np.float32),
         }
 
@@ -127,7 +129,8 @@ class Sell(Layout):
         offsets = columns.numpy().view(np.uint16)
         if offsets.size and (offsets % LANES).any():
             raise ValueError(f"{self.spec}: a column offset is no multiple of {LANES}")
-        block_of_step = np.repeat(np.arange(count), starts.diff().numpy()) // max(1, self.groups(shape[0]))
+        group_of_step = np.repeat(np.arange(count), starts.diff().numpy())
+        block_of_step = group_of_step // max(1, self.groups(shape[0]))
         limit = np.minimum(self.k_block, shape[1] - block_of_step * self.k_block) * LANES
         if offsets.size and (offsets.reshape(-1, self.rows) >= limit[:, None]).any():
             raise ValueError(f"{self.spec}: a column lies outside its block")
