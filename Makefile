@@ -53,4 +53,4 @@ dist/built: $(SOURCES) $(PROJECT) README.md LICENSE .venv/installed
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	rm -f codegen/runtime/_pool.* .venv/installed
-	find sparsify passes codegen tests benchmarks examples -name __pycache__ -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name __pycache__ -exec rm -rf {} +
