@@ -46,6 +46,18 @@ class Layout(ABC):
         Whatever passes may be handed to a kernel that does no bounds checks.
         """
 
+    def check_tensors(self, packed: dict[str, torch.Tensor], **dtypes: torch.dtype) -> None:
+        """The part of `validate` that all layouts share: names, dtypes, contiguous memory."""
+        missing = [name for name in self.tensors if name not in packed]
+        if missing:
+            raise ValueError(f"{self.spec}: tensor {missing[0]!r} is missing from {list(packed)}")
+        for name, dtype in dtypes.items():
+            found = packed[name]
+            if found.dtype != dtype:
+                raise ValueError(f"{self.spec}: tensor {name!r} is {found.dtype}, not {dtype}")
+            if not found.is_contiguous():
+                raise ValueError(f"{self.spec}: tensor {name!r} is not contiguous in memory")
+
     @abstractmethod
     def estimate_nbytes(self, shape: tuple[int, int], nnz: int) -> int:
         """Bytes a packing of this shape and nonzero count takes, to a few percent."""
@@ -66,6 +78,20 @@ class Layout(ABC):
 
     def __str__(self) -> str:
         return self.spec
+
+
+def require_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """The weight, detached.
+
+    Raises:
+        ValueError: it is no float32 matrix on the CPU; packing would lose or misplace values.
+    """
+    if weight.dim() != 2 or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        raise ValueError(
+            f"cannot pack a weight of shape {tuple(weight.shape)}, {weight.dtype} on "
+            f"{weight.device}: layouts store float32 matrices on the CPU; convert it first"
+        )
+    return weight.detach()
 
 
 _REGISTRY: dict[str, type[Layout]] = {}

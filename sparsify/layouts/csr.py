@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.layouts.base import Layout, register
+from sparsify.layouts.base import Layout, register, require_matrix
 from sparsify.layouts.stats import WeightStats
 
 _SHORT = torch.iinfo(torch.int16).max
@@ -25,6 +25,7 @@ class Csr(Layout):
     tensors = ("values", "columns", "offsets")
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        weight = require_matrix(weight)
         rows, columns = weight.nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=weight.shape[0])
         offsets = torch.zeros(weight.shape[0] + 1, dtype=torch.int32)
@@ -43,11 +44,15 @@ class Csr(Layout):
         return weight
 
     def validate(self, packed: dict[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        dtypes = {"columns": _column_dtype(shape[1]), "offsets": torch.int32}
+        self.check_tensors(packed, values=torch.float32, **dtypes)
         values, columns, offsets = (packed[name] for name in self.tensors)
         if offsets.shape != (shape[0] + 1,):
             raise ValueError(f"csr: 'offsets' has {offsets.numel()} entries for {shape[0]} rows")
         if int(offsets[0]) != 0 or bool((offsets.long().diff() < 0).any()):
             raise ValueError("csr: 'offsets' must start at 0 and never decrease")
+        if values.dim() != 1 or columns.dim() != 1:
+            raise ValueError("csr: 'values' and 'columns' must have one dimension")
         if not values.numel() == columns.numel() == int(offsets[-1]):
             raise ValueError(
                 f"csr: {values.numel()} values, {columns.numel()} columns, "
@@ -55,6 +60,11 @@ class Csr(Layout):
             )
         if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < shape[1]:
             raise ValueError(f"csr: a column lies outside 0..{shape[1] - 1}")
+        rises = columns.long().diff() > 0
+        starts = offsets[1:-1].long()
+        rises[starts[(starts > 0) & (starts < columns.numel())] - 1] = True
+        if not bool(rises.all()):
+            raise ValueError("csr: 'columns' must ascend within a row, without repetition")
 
     def estimate_nbytes(self, shape: tuple[int, int], nnz: int) -> int:
         return nnz * (4 + _column_dtype(shape[1]).itemsize) + 4 * (shape[0] + 1)

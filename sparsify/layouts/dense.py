@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.layouts.base import Layout, register
+from sparsify.layouts.base import Layout, register, require_matrix
 
 
 @register
@@ -18,12 +18,13 @@ class Dense(Layout):
     tensors = ("weight",)
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"weight": weight.contiguous()}
+        return {"weight": require_matrix(weight).contiguous()}
 
     def unpack(self, packed: dict[str, torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
         return packed["weight"]
 
     def validate(self, packed: dict[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        self.check_tensors(packed, weight=torch.float32)
         found = tuple(packed["weight"].shape)
         if found != shape:
             raise ValueError(f"dense: tensor 'weight' has shape {found}, expected {shape}")
@@ -46,7 +47,12 @@ class PackedDense(Layout):
     name = "packed_dense"
     tensors = ("panels",)
 
+    def __post_init__(self) -> None:
+        if self.rows <= 0:
+            raise ValueError(f"packed_dense: rows={self.rows} must be positive")
+
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        weight = require_matrix(weight)
         out_features = weight.shape[0]
         padded = torch.nn.functional.pad(weight, (0, 0, 0, -out_features % self.rows))
         return {"panels": padded.unflatten(0, (-1, self.rows)).transpose(1, 2).contiguous()}
@@ -55,6 +61,7 @@ class PackedDense(Layout):
         return packed["panels"].transpose(1, 2).flatten(0, 1)[: shape[0]].contiguous()
 
     def validate(self, packed: dict[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        self.check_tensors(packed, panels=torch.float32)
         expected = (-(-shape[0] // self.rows), shape[1], self.rows)
         found = tuple(packed["panels"].shape)
         if found != expected:

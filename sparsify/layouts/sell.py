@@ -8,12 +8,13 @@ first-level cache, and one 64-bit load brings four column offsets.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sparsify.layouts.base import LANES, Layout, register
+from sparsify.layouts.base import LANES, Layout, register, require_matrix
 from sparsify.layouts.stats import WeightStats
 
 _TAIL = 16
@@ -57,7 +58,7 @@ class Sell(Layout):
         return -(-out_features // self.rows)
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        dense = weight.detach().numpy()
+        dense = require_matrix(weight).numpy()
         out_features, in_features = dense.shape
         groups = self.groups(out_features)
         slots = groups * self.rows
@@ -109,7 +110,11 @@ class Sell(Layout):
         return torch.from_numpy(weight)
 
     def validate(self, packed: dict[str, torch.Tensor], shape: tuple[int, int]) -> None:
+        dtypes = {"starts": torch.int32, "outputs": torch.int32, "columns": torch.int64}
+        self.check_tensors(packed, values=torch.float32, **dtypes)
         starts, outputs, columns, values = (packed[name] for name in self.tensors)
+        if columns.dim() != 1 or values.dim() != 1:
+            raise ValueError(f"{self.spec}: 'columns' and 'values' must have one dimension")
         count = self.blocks(shape[1]) * self.groups(shape[0])
         if starts.shape != (count + 1,) or int(starts[0]) != 0 or bool((starts.diff() < 0).any()):
             raise ValueError(f"{self.spec}: 'starts' must rise from 0 over {count + 1} entries")
@@ -123,7 +128,7 @@ class Sell(Layout):
             raise ValueError(f"{self.spec}: 'outputs' has {outputs.numel()} entries")
         expected = torch.arange(self.groups(shape[0]) * self.rows)
         expected[shape[0] :] = -1
-        for block in outputs.reshape(self.blocks(shape[1]), -1):
+        for block in outputs.reshape(self.blocks(shape[1]), expected.numel()):
             if not torch.equal(block.long().sort().values, expected.sort().values):
                 raise ValueError(f"{self.spec}: 'outputs' is not a permutation of the rows")
         offsets = columns.numpy().view(np.uint16)
@@ -136,8 +141,24 @@ class Sell(Layout):
             raise ValueError(f"{self.spec}: a column lies outside its block")
 
     def estimate_nbytes(self, shape: tuple[int, int], nnz: int) -> int:
-        slots = self.blocks(shape[1]) * self.groups(shape[0]) * self.rows
-        return 6 * nnz + 4 * slots + 4 * slots // self.rows + 4 * _TAIL
+        slots = self.groups(shape[0]) * self.rows
+        entries = self.blocks(shape[1]) * slots
+        padded = round(entries * self._padded_length(shape, nnz))
+        return 6 * padded + 4 * entries + 4 * entries // self.rows + 4 + 4 * _TAIL
+
+    def _padded_length(self, shape: tuple[int, int], nnz: int) -> float:
+        """Expected steps of a slot when the nonzeros lie at random.
+
+        Of ``w`` rows sorted by count the extremes lie about ``2 sigma sqrt(2 ln w)`` apart, which
+        the window's groups share; a group is padded to its longest row.
+        """
+        if nnz == 0:
+            return 0.0
+        density = nnz / (shape[0] * shape[1])
+        mean = density * shape[1] / self.blocks(shape[1])
+        window = min(self.window, self.groups(shape[0]) * self.rows)
+        spread = math.sqrt(mean * (1 - density) * 2 * math.log(window))
+        return mean + spread * self.rows / window
 
     def fits(self, stats: WeightStats) -> str | None:
         if stats.nnz > torch.iinfo(torch.int32).max:
@@ -153,4 +174,4 @@ def _window_order(count: np.ndarray, window: int, rows: int) -> np.ndarray:
 
 
 def _tensor(parts: list[np.ndarray], dtype: type) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(dtype)) if parts else torch.zeros(0)
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype))

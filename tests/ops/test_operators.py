@@ -1,0 +1,260 @@
+"""Every operator: schema, fake kernel and eager reference agree, and lanes equal rows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sparsify import ops
+from sparsify.layouts import LANES, parse
+from sparsify.ops import ACTIVATIONS, OPERATORS
+
+LAYOUTS = ["csr", "dense", "packed_dense{rows=6}", "sell{rows=4,k_block=8,window=8}"]
+TOKENS = [(1, 1), (3, 5), (2, 8), (1, 16), (5, 7)]
+OUT, IN = 7, 9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: operator, operands, and what it must return."""
+
+    operator: str
+    args: tuple[Any, ...]
+    expected: torch.Tensor
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+
+def linear_cases(lanes: bool) -> list[Case]:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(OUT, IN, generator=generator)
+    weight *= torch.rand(OUT, IN, generator=generator) < 0.4
+    bias = torch.randn(OUT, generator=generator)
+    cases = []
+    for number, tokens in enumerate(TOKENS):
+        x = torch.randn(*tokens, IN, generator=generator)
+        residual = torch.randn(*tokens, OUT, generator=generator)
+        layout = LAYOUTS[number % len(LAYOUTS)]
+        activation = list(ACTIVATIONS)[number % len(ACTIVATIONS)]
+        packed = parse(layout).pack(weight)
+        tensors = [packed[name] for name in parse(layout).tensors]
+        y = F.linear(x, weight, bias if number % 2 else None)
+        y = ACTIVATIONS[activation](y) + residual
+        operands = (
+            (ops.to_lanes.reference(x) if lanes else x),
+            tensors,
+            layout,
+            OUT,
+            IN,
+            bias if number % 2 else None,
+            activation,
+            ops.to_lanes.reference(residual) if lanes else residual,
+            lanes,
+        )
+        cases.append(Case("sparse_linear", operands, in_form(y, lanes), label=f"{layout}-{tokens}"))
+    return cases
+
+
+def norm_cases(lanes: bool) -> list[Case]:
+    cases = []
+    for tokens in TOKENS:
+        for kind in ("layer", "rms"):
+            x = torch.randn(*tokens, IN) * 4 + 1
+            weight, bias = torch.rand(IN), torch.rand(IN) if kind == "layer" else None
+            if kind == "layer":
+                y = F.layer_norm(x, (IN,), weight, bias, 1e-3)
+            else:
+                y = x / (x.double().pow(2).mean(-1, keepdim=True) + 1e-3).sqrt().float() * weight
+            x = ops.to_lanes.reference(x) if lanes else x
+            args = (x, weight, bias, 1e-3, kind, lanes)
+            cases.append(Case("fused_norm", args, in_form(y, lanes), label=f"{kind}-{tokens}"))
+    return cases
+
+
+def attention_cases(lanes: bool) -> list[Case]:
+    cases = []
+    for number, (batch, length) in enumerate(TOKENS):
+        keys = length + 3 * (number % 2)
+        causal = number == 2
+        query, memory = torch.randn(batch, length, 13), torch.randn(batch, keys, 17)
+        masks = [
+            None,
+            torch.rand(batch, 1, 1, keys) > 0.3,
+            torch.randn(batch, 4, length, keys),
+            torch.randn(1, 1, length, keys),
+        ]
+        mask = masks[number % len(masks)]
+        if mask is not None and mask.dtype == torch.bool:
+            mask[..., 0] = True
+        offsets, scale = [1, 2, 8], 0.4
+        y = attention(query, memory, mask, offsets, scale, causal)
+        extents = [batch, length, keys] if lanes else []
+        if lanes:
+            query, memory = ops.to_lanes.reference(query), ops.to_lanes.reference(memory)
+        args = (query, memory, memory, mask, 4, 2, 3, offsets, scale, causal, extents)
+        label = f"{batch}x{length}x{keys}"
+        cases.append(Case("fused_attention", args, in_form(y, lanes), label=label))
+    return cases
+
+
+def attention(query, memory, mask, offsets, scale, causal):
+    """Head by head in float64: 4 query heads of 3 features over 2 key heads."""
+    heads = []
+    for head in range(4):
+        q = query[..., offsets[0] + head * 3 :][..., :3].double()
+        k = memory[..., offsets[1] + head // 2 * 3 :][..., :3].double()
+        v = memory[..., offsets[2] + head // 2 * 3 :][..., :3].double()
+        scores = q @ k.mT * scale
+        if mask is not None:
+            own = mask.expand(query.shape[0], 4, *scores.shape[1:])[:, head]
+            scores = (
+                scores.masked_fill(~own, -math.inf) if own.dtype == torch.bool else scores + own
+            )
+        if causal:
+            hidden = torch.arange(scores.shape[2]) > torch.arange(scores.shape[1])[:, None]
+            scores = scores.masked_fill(hidden, -math.inf)
+        heads.append(scores.softmax(-1) @ v)
+    return torch.cat(heads, -1).float()
+
+
+def lane_cases(lanes: bool) -> list[Case]:
+    cases = []
+    for tokens in [*TOKENS, (), (4,), (2, 3, 4)]:
+        x = torch.randn(*tokens, IN)
+        if lanes:
+            cases.append(Case("to_lanes", (x,), by_hand(x), label=str(tokens)))
+        else:
+            packed = by_hand(x)
+            packed = torch.where(packed == 0, torch.nan, packed)
+            cases.append(Case("from_lanes", (packed, list(tokens)), x, label=str(tokens)))
+    return cases
+
+
+def by_hand(x: torch.Tensor) -> torch.Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    lanes = torch.zeros(-(-len(rows) // LANES), x.shape[-1], LANES)
+    for token, row in enumerate(rows):
+        lanes[token // LANES, :, token % LANES] = row
+    return lanes
+
+
+def in_form(y: torch.Tensor, lanes: bool) -> torch.Tensor:
+    return by_hand(y) if lanes else y
+
+
+BUILDERS: list[Callable[[bool], list[Case]]] = [
+    linear_cases,
+    norm_cases,
+    attention_cases,
+    lane_cases,
+]
+
+
+def all_cases() -> list[Any]:
+    torch.manual_seed(0)
+    found = [
+        (case, lanes) for build in BUILDERS for lanes in (False, True) for case in build(lanes)
+    ]
+    return [
+        pytest.param(c, id=f"{c.operator}-{c.label}-{'lanes' if lanes else 'rows'}")
+        for c, lanes in found
+    ]
+
+
+CASES = all_cases()
+
+
+def test_every_operator_has_cases():
+    assert {param.values[0].operator for param in CASES} == set(OPERATORS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_result(case):
+    """The unused lanes of the last group may hold anything; they are not compared."""
+    found = OPERATORS[case.operator].overload(*case.args, **case.kwargs)
+    assert found.is_contiguous()
+    known = case.expected != 0
+    torch.testing.assert_close(found[known], case.expected[known], atol=1e-5, rtol=1e-5)
+    assert found.shape == case.expected.shape
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fake_kernel(case):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    real = OPERATORS[case.operator].overload(*case.args)
+    with FakeTensorMode() as mode:
+        as_fake = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, case.args)
+        fake = OPERATORS[case.operator].overload(*as_fake)
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_opcheck(name):
+    """Schema, fake kernel and tracing with dynamic shapes, by PyTorch's own checker."""
+    cases = [p.values[0] for p in CASES if p.values[0].operator == name]
+    for case in (cases[1], cases[-1]):
+        torch.library.opcheck(
+            OPERATORS[name].overload,
+            case.args,
+            test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"],
+        )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_linear_of_every_layout_and_activation(layout, activation):
+    weight = torch.randn(OUT, IN) * (torch.rand(OUT, IN) < 0.4)
+    x, bias = torch.randn(6, IN), torch.randn(OUT)
+    packed = parse(layout).pack(weight)
+    found = torch.ops.sparsify.sparse_linear(
+        x, [packed[t] for t in parse(layout).tensors], layout, OUT, IN, bias, activation
+    )
+    torch.testing.assert_close(found, ACTIVATIONS[activation](F.linear(x, weight, bias)))
+
+
+def test_linear_refuses_a_wrong_number_of_features():
+    weight = torch.randn(OUT, IN)
+    with torch._subclasses.fake_tensor.FakeTensorMode() as mode:
+        x, fake = mode.from_tensor(torch.randn(3, IN + 1)), mode.from_tensor(weight)
+        with pytest.raises(RuntimeError, match="x has 10 features.*the weight takes 9"):
+            torch.ops.sparsify.sparse_linear(x, [fake], "dense", OUT, IN)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_lanes_round_trip(tokens):
+    x = torch.randn(*tokens, IN)
+    lanes = torch.ops.sparsify.to_lanes(x)
+    count = math.prod(tokens)
+    assert lanes.shape == (-(-count // LANES), IN, LANES)
+    unused = lanes.transpose(1, 2).reshape(-1, IN)[count:]
+    assert not unused.any()
+    assert torch.equal(torch.ops.sparsify.from_lanes(lanes, tokens), x)
+
+
+def test_garbage_in_unused_lanes_stays_there():
+    """NaN past the last token must not reach a token, in any operator."""
+    batch, length = 3, 7
+    x = torch.randn(batch, length, IN)
+    clean = ops.to_lanes.reference(x)
+    dirty = clean.clone()
+    dirty.transpose(1, 2).reshape(-1, IN)
+    dirty[-1, :, batch * length % LANES :] = torch.nan
+    weight = torch.randn(OUT, IN)
+
+    def through(lanes):
+        y = torch.ops.sparsify.sparse_linear(
+            lanes, [weight], "dense", OUT, IN, None, "gelu", None, True
+        )
+        y = torch.ops.sparsify.fused_norm(y, None, None, 1e-5, "layer", True)
+        extents = [batch, length, length]
+        y = torch.ops.sparsify.fused_attention(
+            y, y, y, None, 1, 1, OUT, [0, 0, 0], 0.3, False, extents
+        )
+        return torch.ops.sparsify.from_lanes(y, [batch, length])
+
+    torch.testing.assert_close(through(dirty), through(clean))
