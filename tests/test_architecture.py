@@ -16,14 +16,16 @@ FOLDERS = {"sparsify": "sparsify", "sparsify.passes": "passes", "sparsify.codege
 
 # From the ground up. A room imports itself and rooms on lower floors, never one on its own floor.
 FLOORS = [
-    {"config", "report"},
+    {"config", "report", "signature"},
     {"layouts"},
     {"ops"},
     {"program"},
     {"plan"},
-    {"frontend", "passes", "pruning", "codegen"},
-    {"compiled"},
+    {"frontend", "passes", "pruning", "codegen", "engine"},
+    {"artefact"},
+    {"cache", "compiled"},
     {"compiler"},
+    {"loader"},
     {"sparsify"},  # the public names
     {"bench"},
     {"cli"},
