@@ -4,7 +4,8 @@
       for K block:                              # its activations stay in the first-level cache
         for panel of R output features:         # R x vectors accumulators in registers
           for k: acc[r, :] += panel[k, r] * x[k, tokens]
-          store, or on the last block: activation, residual, store
+          store
+      activation, residual
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ class _Emitter:
             depth = bind(T.min(T.int64(spec.k_block), T.int64(spec.in_features) - begin))
             with T.serial(panels) as panel:
                 self._panel(tile, bind(first + panel), block, begin, depth, x_base, y_base)
+        row = bind(first * self.rows)
+        rows = bind(T.min(panels * self.rows, T.int64(spec.out_features) - row))
+        spec.epilogue.activate(
+            tile, spec.out_features, self.y, self.residual, y_base, row, rows
+        )
 
     def _panel(
         self,
@@ -153,7 +159,7 @@ class _Emitter:
                 for v in range(tile.vectors):
                     value = total[r * tile.vectors + v]
                     if finish:
-                        value = spec.epilogue.finish(value, self.residual, cell(r, v), width)
+                        value = spec.epilogue.stored(value, self.residual, cell(r, v), width)
                     store(self.y, cell(r, v), value, width)
 
             for r in range(self.rows):

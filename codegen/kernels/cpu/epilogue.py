@@ -1,11 +1,19 @@
-"""What a linear kernel does with a finished sum before it is stored."""
+"""What a linear kernel does with finished sums.
+
+Bias is what accumulators begin with. A residual alone is added when a sum is stored. An activation
+is applied afterwards, in a pass over the rows of the task, which are still in cache: its constants
+then stay in registers, and it is not copied for every accumulator.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvm.tirx.script.builder import ir as T
+
 from sparsify.codegen.kernels.cpu.math import ACTIVATIONS, Vector
-from sparsify.codegen.kernels.cpu.simd import Expr, load, splat
+from sparsify.codegen.kernels.cpu.simd import Expr, LaneTile, bind, load, splat, store
+from sparsify.layouts import LANES
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,32 @@ class Epilogue:
         """What an accumulator of an output row begins with."""
         return splat(bias[row] if bias is not None else 0.0, width)
 
-    def finish(self, total: Expr, residual: Expr | None, offset: Expr, width: int) -> Expr:
-        """The value to store at ``offset`` of the output."""
-        value = ACTIVATIONS[self.activation](Vector(total, width)).value
-        return value if residual is None else value + load(residual, offset, width)
+    def stored(self, total: Expr, residual: Expr | None, offset: Expr, width: int) -> Expr:
+        """What is stored at ``offset`` for a finished sum."""
+        if residual is None or self.activation != "none":
+            return total
+        return total + load(residual, offset, width)
+
+    def activate(
+        self,
+        tile: LaneTile,
+        features: int,
+        y: Expr,
+        residual: Expr | None,
+        base: Expr,
+        first: Expr,
+        rows: Expr,
+    ) -> None:
+        """The pass over a task's ``rows`` output rows from ``first``, in place; for no activation,
+        nothing."""
+        if self.activation == "none":
+            return
+        width = tile.isa.vector
+        with T.serial(rows) as row:
+            at = bind(base + (first + row) * LANES)
+            for v in range(tile.vectors):
+                offset = at + tile.step(v, features)
+                value = ACTIVATIONS[self.activation](Vector(load(y, offset, width), width)).value
+                if residual is not None:
+                    value = value + load(residual, offset, width)
+                store(y, offset, value, width)

@@ -5,7 +5,8 @@
         for group of R rows:                    # R x vectors accumulators in registers
           for step: R nonzeros, one of each row:
             acc[r, :] += value[r] * x[column[r], tokens]
-          store, or on the last block: activation, residual, store
+          store
+      activation, residual
 """
 
 from __future__ import annotations
@@ -61,11 +62,10 @@ class SellLinear:
     chunk_groups: int
 
     def __post_init__(self) -> None:
-        blocks = self.layout.blocks(self.in_features)
-        if blocks > 1 and (self.chunk_groups * self.layout.rows) % self.layout.window:
+        if (self.chunk_groups * self.layout.rows) % self.layout.window:
             raise ValueError(
                 f"sell kernel: chunks of {self.chunk_groups * self.layout.rows} rows would split "
-                f"a sorting window of {self.layout.window} rows between threads"
+                f"a sorting window of {self.layout.window} rows between tasks"
             )
 
     @property
@@ -129,6 +129,11 @@ class _Emitter:
             with T.serial(groups) as group:
                 entry = bind(block * self.groups + first + group)
                 self._group(tile, entry, block, x_block, y_base)
+        row = bind(first * self.rows)
+        rows = bind(T.min(groups * self.rows, T.int64(spec.out_features) - row))
+        spec.epilogue.activate(
+            tile, spec.out_features, self.y, self.residual, y_base, row, rows
+        )
 
     def _group(self, tile: LaneTile, entry: Expr, block: Expr, x_block: Expr, y_base: Expr) -> None:
         features = self.spec.out_features
@@ -212,9 +217,9 @@ class _Emitter:
                     store(self.y, offset, value, width)
 
         def complete() -> None:
-            finish = self.spec.epilogue.finish
+            stored = self.spec.epilogue.stored
             pairs = zip(sums, offsets, strict=True)
-            put([finish(value, self.residual, offset, width) for value, offset in pairs])
+            put([stored(value, self.residual, offset, width) for value, offset in pairs])
 
         last = block == self.blocks - 1
         choose(self.blocks > 1, last, complete, lambda: put(sums))
