@@ -1,0 +1,39 @@
+"""Which operators the back end can compile at all."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import fx
+
+from sparsify.codegen.operators import CONVERTERS
+
+_DTYPES = frozenset(
+    {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
+    | {torch.bool}
+)
+
+
+def unsupported_reason(node: fx.Node) -> str | None:
+    """None when the node can be compiled, else the reason for a user to read."""
+    value = node.meta.get("val")
+    if isinstance(value, int | torch.SymInt):
+        return None
+    name = getattr(node.target, "__name__", str(node.target))
+    if name not in _known_operators():
+        return f"{node.target} has no lowering"
+    values = value if isinstance(value, tuple | list) else [value]
+    for result in values:
+        if not isinstance(result, torch.Tensor):
+            return f"{node.target} returns {type(result).__name__}, not tensors"
+        if result.dtype not in _DTYPES:
+            return f"{node.target} computes in {result.dtype}, for which there are no kernels"
+    return None
+
+
+@cache
+def _known_operators() -> frozenset[str]:
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    return frozenset(ExportedProgramImporter().convert_map) | frozenset(CONVERTERS)
