@@ -1,0 +1,98 @@
+"""What a compiled model is made of, apart from what runs it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsify.artefact.graphs import SavedProgram, with_weights
+from sparsify.artefact.weights import can_convert, converted, forms, is_canonical
+from sparsify.program import Program, WeightStore
+from sparsify.report import Report
+
+_ALIGNMENT = 64
+"""Bytes that kernels expect a weight to be aligned to."""
+
+
+class Library:
+    """A shared library of kernels in a temporary file, which goes when nothing uses it."""
+
+    def __init__(self, fill: Callable[[Path], None]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="sparsify-")
+        self.path = Path(self._folder.name) / "kernels.so"
+        fill(self.path)
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> Library:
+        return cls(lambda path: path.write_bytes(data) and None)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """All that a compiled model is made of, and all that its file holds.
+
+    Attributes:
+        portable: the program before it was bound to a target, without its weights.
+        specialised: the program that runs, over the packed weights, its regions marked.
+        kept: weights of the portable program that the packed ones do not give back.
+        library: kernels with one entry for each compiled region; None when there is none.
+        target: name of the target as asked for; ``report.target`` is the one it stands for.
+        features: CPU features that the kernels use.
+        pipeline: the specialising passes as text, to build again from the portable program.
+        parameters: names of the positional parameters of the module's ``forward``.
+    """
+
+    portable: SavedProgram
+    specialised: Program
+    kept: WeightStore
+    library: Library | None
+    target: str
+    features: tuple[str, ...]
+    pipeline: str
+    parameters: tuple[str, ...]
+    num_threads: int | None
+    report: Report
+
+    @classmethod
+    def of(
+        cls,
+        portable: SavedProgram,
+        canonical: Mapping[str, torch.Tensor],
+        specialised: Program,
+        packed: Mapping[str, torch.Tensor],
+        **rest: Any,
+    ) -> Compilation:
+        """Keeps the packed weights, and of the canonical ones what those do not give back."""
+        specialised = with_weights(specialised, _aligned(packed))
+        mine, known = specialised.weights, forms(specialised)
+        kept = {
+            name: canonical[name]
+            for name in portable.weight_names()
+            if not can_convert(name, mine, known)
+        }
+        return cls(portable, specialised, WeightStore(kept), **rest)
+
+    def canonical(self) -> WeightStore:
+        """The weights as files hold them: those of the portable program, unpacked again."""
+        mine = self.specialised.weights.adding(self.kept)
+        known = forms(self.specialised)
+        weights = converted(self.portable.weight_names(), mine, known)
+        rest = {n: t for n, t in mine.items() if n not in weights and is_canonical(n)}
+        return weights.adding(rest)
+
+
+def _aligned(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights where kernels can read them as they lie, so that nobody copies them again."""
+    return {
+        name: tensor
+        if tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0
+        else torch.nn.Parameter(
+            tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=False
+        )
+        for name, tensor in weights.items()
+    }

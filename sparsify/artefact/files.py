@@ -1,0 +1,174 @@
+"""Compiled models to files and back.
+
+manifest.json         format, versions, target, decisions, size and SHA-256 of every part
+portable.json         the program bound to no target, as torch.export writes it
+specialised.json      the program as it runs, for this target
+weights.safetensors   the weights in canonical form, dense or CSR, tied ones once
+kernels.so            the compiled regions
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from sparsify.artefact.compilation import Compilation, Library
+from sparsify.artefact.container import ArtefactError, Chunks, Container
+from sparsify.artefact.container import write as write_container
+from sparsify.artefact.graphs import SavedProgram, checked
+from sparsify.artefact.trust import is_ours, sign
+from sparsify.artefact.weights import converted, forms, is_canonical, read, written
+from sparsify.plan import mark, marks_of
+from sparsify.program import Program, WeightStore
+from sparsify.report import Report
+
+_PORTABLE = "portable.json"
+_SPECIALISED = "specialised.json"
+_WEIGHTS = "weights.safetensors"
+_KERNELS = "kernels.so"
+_DISTRIBUTIONS = {"sparsify": "sparsify-compiler", "torch": "torch", "tvm": "apache-tvm"}
+
+
+def versions() -> dict[str, str]:
+    """The installed versions that a compilation depends on."""
+    return {name: version(distribution) for name, distribution in _DISTRIBUTIONS.items()}
+
+
+def write(compilation: Compilation, path: str | os.PathLike[str]) -> None:
+    """Writes a compilation; the file is complete or untouched."""
+    parts: dict[str, Chunks] = {
+        _PORTABLE: [compilation.portable.data()],
+        _SPECIALISED: [SavedProgram.of(compilation.specialised).data()],
+        _WEIGHTS: written(compilation.canonical()),
+    }
+    if compilation.library is not None:
+        parts[_KERNELS] = [compilation.library.path.read_bytes()]
+    write_container(path, parts, lambda digests: _about(compilation, digests))
+
+
+def _about(compilation: Compilation, digests: dict[str, str]) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "versions": versions(),
+        "target": compilation.target,
+        "features": list(compilation.features),
+        "pipeline": compilation.pipeline,
+        "parameters": list(compilation.parameters),
+        "num_threads": compilation.num_threads,
+        "regions": marks_of(compilation.specialised),
+        "report": compilation.report.to_dict(),
+    }
+    return {**about, "signature": sign([about, digests])}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An opened file of a compiled model; its parts are read when asked for.
+
+    Attributes:
+        trusted: whether the library may run, and types be imported by name.
+    """
+
+    container: Container
+    trusted: bool
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], trusted: bool | None) -> Contents:
+        """``trusted=None`` trusts what this user's key has signed.
+
+        Raises:
+            FileNotFoundError, ArtefactError: see `Container`.
+        """
+        container = Container(path)
+        if trusted is None:
+            about = dict(container.about)
+            signature = about.pop("signature", "")
+            trusted = is_ours([about, container.digests], signature)
+        return cls(container, trusted)
+
+    @property
+    def target(self) -> str:
+        return str(self.container.about["target"])
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(self.container.about["features"])
+
+    @property
+    def pipeline(self) -> str:
+        return str(self.container.about["pipeline"])
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.container.about["parameters"])
+
+    @property
+    def num_threads(self) -> int | None:
+        count = self.container.about["num_threads"]
+        return None if count is None else int(count)
+
+    @property
+    def report(self) -> Report:
+        return Report.from_dict(self.container.about["report"])
+
+    def outdated(self) -> str | None:
+        """Why the library does not fit what is installed, or None."""
+        built = self.container.about["versions"]
+        wrong = [
+            f"{n} {built.get(n)} (here {v})" for n, v in versions().items() if built.get(n) != v
+        ]
+        return f"it was built with {', '.join(wrong)}" if wrong else None
+
+    def portable(self) -> Program:
+        """The portable program over its weights."""
+        saved = self._graph(_PORTABLE)
+        weights = self._weights()
+        missing = [name for name in saved.weight_names() if name not in weights]
+        if missing:
+            raise self._error(f"the weight {missing[0]!r} is missing")
+        return saved.program(weights)
+
+    def compilation(self) -> Compilation:
+        """The compilation as it was saved, its weights packed again."""
+        library = None
+        if _KERNELS in self.container.digests:
+            library = Library.of(self.container.part(_KERNELS))
+        hollow = self._graph(_SPECIALISED).program({})
+        stored = self._weights()
+        weights = converted(hollow.weight_names.values(), stored, forms(hollow))
+        missing = [name for name in hollow.weight_names.values() if name not in weights]
+        if missing:
+            raise self._error(f"the weight {missing[0]!r} is missing")
+        mark(hollow, {n: (r, k) for n, (r, k) in self.container.about["regions"].items()})
+        return Compilation.of(
+            self._graph(_PORTABLE),
+            stored,
+            hollow,
+            weights,
+            library=library,
+            target=self.target,
+            features=self.features,
+            pipeline=self.pipeline,
+            parameters=self.parameters,
+            num_threads=self.num_threads,
+            report=self.report,
+        )
+
+    def _weights(self) -> WeightStore:
+        # Packed forms are always made here: kernels do not check what they are given.
+        weights = self._explained(lambda: read(self.container.part(_WEIGHTS)))
+        return weights.keeping(name for name in weights if is_canonical(name))
+
+    def _graph(self, name: str) -> SavedProgram:
+        data = bytes(self.container.part(name))
+        return self._explained(lambda: checked(data, trusted=self.trusted))
+
+    def _explained(self, action: Any) -> Any:
+        try:
+            return action()
+        except ArtefactError as cause:
+            raise cause if str(self.container.path) in str(cause) else self._error(cause) from cause
+
+    def _error(self, cause: object) -> ArtefactError:
+        return ArtefactError(f"cannot load {self.container.path}: {cause}")

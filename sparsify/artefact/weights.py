@@ -1,0 +1,189 @@
+"""Weights between the forms in which a program stores them: canonical in files, packed to run.
+
+encoder.dense.weight:csr.values ...  <->  encoder.dense.weight:sell.values ...
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sparsify.artefact.container import ArtefactError
+from sparsify.layouts import Csr, Dense, Layout, layout_names, parse
+from sparsify.passes.sites import linear_site, packed_name
+from sparsify.program import Program, WeightStore
+
+_PACKED = re.compile(r"(?P<weight>.*):(?P<layout>\w+)\.(?P<tensor>\w+)", re.DOTALL)
+_LINEAR = torch.ops.sparsify.sparse_linear.default
+_LAYOUT_ARGUMENT = 2
+_CANONICAL = (Csr(), Dense())
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a program stores the weight matrix of its linears."""
+
+    layout: Layout
+    shape: tuple[int, int]
+
+
+def forms(program: Program) -> dict[str, Form]:
+    """The form of every weight that a linear of the program reads."""
+    found = {}
+    for node in program.graph.nodes:
+        if node.target == _LINEAR:
+            site = linear_site(program, node)
+            found[site.weight] = Form(parse(node.args[_LAYOUT_ARGUMENT]), site.shape)
+    return found
+
+
+def converted(
+    wanted: Iterable[str], stored: Mapping[str, torch.Tensor], known: Mapping[str, Form]
+) -> WeightStore:
+    """The wanted tensors, those in another form repacked; names that cannot be had are absent.
+
+    Args:
+        wanted: names in a store, such as ``w`` or ``w:csr.values``.
+        known: the form of each weight in the specialised program, which holds the parameters of
+            its layout; canonical layouts have none.
+    """
+    store: dict[str, torch.Tensor] = {}
+    for name in wanted:
+        if name in store:
+            continue
+        if name in stored:
+            store[name] = stored[name]
+            continue
+        weight, layout = _form_named(name, known)
+        dense = _dense(weight, stored, known)
+        if dense is None:
+            continue
+        if layout is None:
+            store[name] = dense
+        else:
+            packed = layout.pack(dense)
+            store.update({packed_name(weight, layout, t): packed[t] for t in layout.tensors})
+    return WeightStore(store)
+
+
+def can_convert(name: str, stored: Mapping[str, torch.Tensor], known: Mapping[str, Form]) -> bool:
+    """Whether `converted` can give a tensor of this name."""
+    return name in stored or _source(_form_named(name, known)[0], stored, known) is not None
+
+
+def _form_named(name: str, known: Mapping[str, Form]) -> tuple[str, Layout | None]:
+    """The weight that a stored name belongs to, and its layout; None for a plain matrix."""
+    match = _PACKED.fullmatch(name)
+    if match is None or match["layout"] not in layout_names():
+        return name, None
+    form = known.get(match["weight"])
+    bound = form is not None and form.layout.name == match["layout"]
+    return match["weight"], form.layout if form and bound else parse(match["layout"])
+
+
+def _dense(
+    weight: str, stored: Mapping[str, torch.Tensor], known: Mapping[str, Form]
+) -> torch.Tensor | None:
+    layout = _source(weight, stored, known)
+    if layout is None:
+        return None
+    names = _stored_names(weight, layout, stored)
+    tensors = (stored[name].detach() for name in names)
+    packed = dict(zip(layout.tensors, tensors, strict=True))
+    shape = known[weight].shape
+    layout.validate(packed, shape)
+    return layout.unpack(packed, shape)
+
+
+def _source(
+    weight: str, stored: Mapping[str, torch.Tensor], known: Mapping[str, Form]
+) -> Layout | None:
+    """The layout in which a linear's weight is stored."""
+    if weight in known:
+        for layout in (known[weight].layout, *_CANONICAL):
+            if all(name in stored for name in _stored_names(weight, layout, stored)):
+                return layout
+    return None
+
+
+def _stored_names(
+    weight: str, layout: Layout, stored: Mapping[str, torch.Tensor]
+) -> tuple[str, ...]:
+    if layout.name == Dense.name and weight in stored:
+        return (weight,)
+    return tuple(packed_name(weight, layout, tensor) for tensor in layout.tensors)
+
+
+def is_canonical(name: str) -> bool:
+    """Whether a stored name is of a form that files hold."""
+    match = _PACKED.fullmatch(name)
+    return match is None or match["layout"] in {layout.name for layout in _CANONICAL}
+
+
+def written(weights: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    """The weights as a safetensors file, piece by piece.
+
+    Source: https://github.com/huggingface/safetensors, section Format.
+    """
+    header, end = {}, 0
+    order = sorted(weights, key=lambda name: (-weights[name].element_size(), name))
+    for name in order:
+        tensor = weights[name]
+        if tensor.dtype not in _NAMES:
+            raise ArtefactError(f"weight {name!r} is {tensor.dtype}, which a file cannot hold")
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.nbytes],
+        }
+        end += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)  # the data starts at a multiple of 64
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        flat = weights[name].detach().contiguous().reshape(-1)
+        yield memoryview(flat.view(torch.uint8).numpy())
+
+
+def read(data: memoryview) -> WeightStore:
+    """The weights in a safetensors file, each copied to memory of its own.
+
+    Raises:
+        ArtefactError: the file contradicts itself.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(bytes(data[8 : 8 + length]))
+        header.pop("__metadata__", None)
+        return WeightStore({n: _tensor(data[8 + length :], r) for n, r in header.items()})
+    except (ValueError, KeyError, TypeError) as cause:
+        raise ArtefactError(f"the weights cannot be read: {cause}") from cause
+
+
+def _tensor(data: memoryview, record: Mapping[str, list[int]]) -> torch.Tensor:
+    dtype, shape = _DTYPES[str(record["dtype"])], record["shape"]
+    begin, end = record["data_offsets"]
+    if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"bytes {begin} to {end} do not hold a tensor {shape} of {dtype}")
+    tensor = torch.empty(shape, dtype=dtype)
+    if end > begin:
+        memoryview(tensor.reshape(-1).view(torch.uint8).numpy())[:] = data[begin:end]
+    return tensor

@@ -1,0 +1,123 @@
+"""Compilations kept on disk, so that the second one of the same model takes no time.
+
+Entries are files like `CompiledModel.save` writes, named by what they were made from. Several
+processes may share the directory: an entry appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from sparsify.artefact.compilation import Compilation
+from sparsify.artefact.container import ArtefactError
+from sparsify.artefact.files import Contents, versions, write
+from sparsify.artefact.trust import cache_directory
+from sparsify.program import WeightStore
+
+MAX_BYTES = 4 << 30
+"""Bytes that the entries may take together, unless SPARSIFY_CACHE_BYTES says otherwise."""
+_SUFFIX = ".sparsify"
+_STALE_SECONDS = 24 * 3600
+
+
+def key_of(exported: ExportedProgram, *options: str) -> str:
+    """What identifies a compilation: the captured program, its weights, the options, our sources.
+
+    Args:
+        exported: not decomposed, so that a hit skips decomposition.
+        options: digests and names of all else that changes the result.
+    """
+    tensors = {**exported.state_dict, **exported.constants}
+    weights = WeightStore({n: t for n, t in tensors.items() if hasattr(t, "untyped_storage")})
+    parts = (
+        str(exported.graph),
+        *(_described(n) for n in exported.graph.nodes if n.op == "placeholder"),
+        str(exported.graph_signature),
+        str(exported.call_spec),
+        str(exported.range_constraints),
+        weights.digest(),
+        *options,
+        *(f"{name} {number}" for name, number in versions().items()),
+        sources_digest(),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _described(node: fx.Node) -> str:
+    """An input with its sizes on the examples too: layouts are chosen for those."""
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    hints = [getattr(getattr(size, "node", None), "hint", size) for size in sizes]
+    return f"{node.name}: {value} {hints}"
+
+
+@cache
+def sources_digest() -> str:
+    """SHA-256 over the package's own sources."""
+    import sparsify.codegen
+    import sparsify.passes
+
+    total = hashlib.sha256()
+    for package in (sparsify, sparsify.passes, sparsify.codegen):
+        folder = Path(package.__path__[0])
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".c", ".h")):
+            total.update(str(path.relative_to(folder)).encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def find(key: str) -> Compilation | None:
+    """The compilation of this key; None when there is none that can be used."""
+    path = _path(key)
+    try:
+        contents = Contents.open(path, trusted=None)
+        if not contents.trusted or contents.outdated():
+            return None
+        compilation = contents.compilation()
+        os.utime(path)
+    except (OSError, ArtefactError):
+        return None
+    return compilation
+
+
+def keep(key: str, compilation: Compilation) -> str | None:
+    """Stores a compilation and drops the entries used longest ago; why it could not, or None."""
+    path = _path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(compilation, path)
+        _evict(path.parent, int(os.environ.get("SPARSIFY_CACHE_BYTES", MAX_BYTES)))
+    except (OSError, ArtefactError) as cause:
+        return str(cause)
+    return None
+
+
+def _path(key: str) -> Path:
+    return cache_directory() / "compiled" / f"{key}{_SUFFIX}"
+
+
+def _evict(folder: Path, limit: int) -> None:
+    for path in folder.glob(f".*{_SUFFIX}.*"):  # left by processes that were killed
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            path.unlink(missing_ok=True)
+    entries: list[tuple[float, int, Path]] = []
+    for path in folder.glob(f"*{_SUFFIX}"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # another process was faster
+            continue
+        entries.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries)[:-1]:
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,87 @@
+"""`load`: a compiled model from its file, on this machine or another."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+
+from sparsify.artefact.files import Contents
+from sparsify.cache import key_of
+from sparsify.compiled import CompiledModel
+from sparsify.compiler import Builder, cached, run
+from sparsify.config import CompileConfig
+from sparsify.passes import pipeline_text
+from sparsify.program import ProgramSet
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    trusted: bool | None = None,
+    target: str | None = None,
+    num_threads: int | None = None,
+) -> CompiledModel:
+    """Reads a model that `CompiledModel.save` wrote.
+
+    The file holds a shared library, which is code. Where it may not or cannot run, the kernels
+    are built again from the rest of the file, which is data only and checked as such; a warning
+    says so. The compile cache keeps what was built.
+
+    Args:
+        trusted: True runs the file's library; use it for files from people you trust. False never
+            does. None, the default, runs it if this user saved the file (see
+            `sparsify.artefact.trust`).
+        target: build for another target than the file's.
+        num_threads: threads of one call; None for the number that was compiled with.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ArtefactError: no file of sparsify, of a newer format, truncated, damaged, or incomplete.
+        RuntimeError: this CPU lacks a feature that the kernels use.
+    """
+    contents = Contents.open(path, trusted)
+    reason = contents.outdated()
+    if target is not None and target != contents.target:
+        reason = None
+    elif not contents.trusted:
+        reason = "it was not saved by this user (trusted=True uses the kernels in the file)"
+        reason = reason if trusted is None else None
+    elif reason is None:
+        compilation = contents.compilation()
+        _check_host(contents)
+        return run(replace(compilation, num_threads=num_threads or compilation.num_threads))
+    if reason is not None:
+        warnings.warn(f"{path}: the kernels are built again, {reason}", stacklevel=2)
+    return _rebuilt(contents, target or contents.target, num_threads or contents.num_threads)
+
+
+def _rebuilt(contents: Contents, target: str, num_threads: int | None) -> CompiledModel:
+    portable = contents.portable()
+    config = CompileConfig(target=target, num_threads=num_threads, passes=contents.pipeline)
+    builder = Builder.of(config)
+    decided = {pass_.name for pass_ in builder.binding}
+    decisions = [d for d in contents.report if d.made_by not in decided]
+    key = key_of(
+        portable.exported,
+        *builder.identity,
+        *contents.parameters,
+        pipeline_text(builder.binding),
+        contents.report.to_json(),
+    )
+    programs = ProgramSet((portable,))
+    return run(
+        cached(key, lambda: builder.specialise(programs, contents.parameters, decisions), True)
+    )
+
+
+def _check_host(contents: Contents) -> None:
+    from sparsify.codegen.target import host_features
+
+    missing = sorted(set(contents.features) - host_features())
+    if missing:
+        raise RuntimeError(
+            f"cannot load {contents.container.path}: its kernels for target {contents.target!r} "
+            f"use the CPU features {', '.join(missing)}, which this machine lacks; "
+            "load(path, target='native') builds them for this machine"
+        )
