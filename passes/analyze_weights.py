@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sparsify import ops
-from sparsify.layouts import WeightStats, parse
+from sparsify.layouts import WeightStats
 from sparsify.passes.graph import arguments, aten
-from sparsify.passes.sites import linear_site, site_name
+from sparsify.passes.sites import linear_site, site_name, stored_weight
 from sparsify.program import PassContext, PassResult, Program, ProgramSet
 
 _LINEAR = ops.sparse_linear.overload
@@ -25,8 +26,7 @@ class AnalyzeWeights:
     several linears is measured once.
     """
 
-    name = "analyze_weights"
-    tolerance = 0.0
+    name: ClassVar[str] = "analyze_weights"
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
         analysis: dict[str, WeightStats] = {}
@@ -40,13 +40,12 @@ def _measure(program: Program, analysis: dict[str, WeightStats]) -> None:
         if node.target == _LINEAR:
             site = linear_site(program, node)
             if site.name not in analysis:
-                options = arguments(node)
-                layout = parse(options["layout"])
-                tensors = [program.weight_of(n).detach() for n in options["weight"]]
-                packed = dict(zip(layout.tensors, tensors, strict=True))
-                analysis[site.name] = WeightStats.of(layout.unpack(packed, site.shape))
+                analysis[site.name] = WeightStats.of(stored_weight(program, node))
         elif node.target == aten.linear.default:
-            name = program.weight_names.get(node.args[1].name)
-            weight = program.weight_of(node.args[1])
-            if name is not None and weight.dim() == 2 and site_name(name) not in analysis:
+            operand = arguments(node)["weight"]
+            name = program.weight_names.get(operand.name)
+            weight = program.weight_of(operand)
+            if name is None or weight is None or weight.dim() != 2:
+                continue
+            if site_name(name) not in analysis:
                 analysis[site_name(name)] = WeightStats.of(weight)

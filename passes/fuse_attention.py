@@ -15,7 +15,6 @@ from sparsify.passes.graph import (
     Extent,
     arguments,
     aten,
-    is_tensor,
     past_copies,
     product,
     same,
@@ -120,7 +119,7 @@ def _misfit(node: fx.Node) -> str | None:
         return "the number of heads or the head size is dynamic"
     if query[3] != value[3]:
         return f"values have {value[3]} features a head, queries {query[3]}"
-    if key[1] != value[1] or query[1] % key[1]:
+    if key[1] != value[1] or query[1] // key[1] * key[1] != query[1]:
         return f"{query[1]} query heads over {key[1]} key heads and {value[1]} value heads"
     if not (same(query[0], key[0]) and same(query[0], value[0])):
         return "query and key differ in batch size"
@@ -132,17 +131,19 @@ def _misfit(node: fx.Node) -> str | None:
 
 def _site(rewriter: Rewriter, node: fx.Node) -> str:
     """The module whose projections feed an attention, or the node's name."""
+    options = arguments(node)
     weights = []
-    for operand in node.args[:3]:
-        base = strided(operand).base if is_tensor(operand) else operand
-        name = rewriter.weight_name(base.args[1]) if base.target == aten.linear.default else None
-        weights.append(name)
-    if None in weights:
-        return str(node.name)
+    for name in ("query", "key", "value"):
+        base = strided(options[name]).base
+        linear = base.target == aten.linear.default
+        weight = rewriter.weight_name(arguments(base)["weight"]) if linear else None
+        if weight is None:
+            return node.name
+        weights.append(weight)
     if len(set(weights)) == 1:
         return site_name(weights[0])
     common = common_head([name.split(".") for name in weights])
-    return ".".join(common) or str(node.name)
+    return ".".join(common) or node.name
 
 
 def _heads(operand: fx.Node) -> _Heads | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -23,7 +24,7 @@ from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
 
 _LINEAR = ops.sparse_linear.overload
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[Any, str] = {
     aten.relu.default: "relu",
     aten.silu.default: "silu",
     aten.tanh.default: "tanh",

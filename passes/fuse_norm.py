@@ -10,7 +10,15 @@ import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.passes.graph import arguments, aten, is_tensor, past_copies, same_shape, shape_of
+from sparsify.passes.graph import (
+    arguments,
+    aten,
+    is_tensor,
+    operand,
+    past_copies,
+    same_shape,
+    shape_of,
+)
 from sparsify.passes.sites import site_name
 from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
@@ -68,9 +76,9 @@ def _misfit(node: fx.Node, norm: _Norm) -> str | None:
     if norm.dims != 1:
         return f"normalises over {norm.dims} dimensions, not over the last alone"
     features = shape_of(norm.x)[-1]
-    for operand in (norm.weight, norm.bias):
-        if operand is not None and shape_of(operand) != (features,):
-            return f"the weight has shape {shape_of(operand)}, not [{features}]"
+    for vector in (norm.weight, norm.bias):
+        if vector is not None and shape_of(vector) != (features,):
+            return f"the weight has shape {shape_of(vector)}, not [{features}]"
     dtype = node.meta["val"].dtype
     return None if dtype == torch.float32 else f"activations are {dtype}, not float32"
 
@@ -105,10 +113,10 @@ def _mean_square(root: fx.Node) -> tuple[fx.Node, float] | None:
     """``rsqrt(mean(x ** 2, -1, keepdim=True) + eps)`` -> x, eps."""
     if root.target != aten.rsqrt.default:
         return None
-    shifted = root.args[0]
+    shifted: Any = root.args[0]
     if shifted.target not in (aten.add.Tensor, aten.add.Scalar):
         return None
-    mean, epsilon = shifted.args[:2]
+    mean, epsilon = operand(shifted), operand(shifted, 1)
     if not isinstance(epsilon, (int, float)) or mean.target != aten.mean.dim:
         return None
     options = arguments(mean)
@@ -125,7 +133,7 @@ def _mean_square(root: fx.Node) -> tuple[fx.Node, float] | None:
 
 def _orders(node: Any, target: Any) -> Iterable[tuple[fx.Node, fx.Node]]:
     if isinstance(node, fx.Node) and node.target == target and all(map(is_tensor, node.args[:2])):
-        left, right = node.args[:2]
+        left, right = operand(node), operand(node, 1)
         yield left, right
         yield right, left
 
@@ -134,6 +142,6 @@ def _past_casts(node: fx.Node) -> fx.Node:
     """The value behind copies and casts that keep the dtype."""
     node = past_copies(node)
     casts = (aten._to_copy.default, aten.to.dtype)
-    while node.target in casts and node.meta["val"].dtype == node.args[0].meta["val"].dtype:
-        node = past_copies(node.args[0])
+    while node.target in casts and node.meta["val"].dtype == operand(node).meta["val"].dtype:
+        node = past_copies(operand(node))
     return node

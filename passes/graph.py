@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -20,7 +20,8 @@ _COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten
 def arguments(node: fx.Node) -> dict[str, Any]:
     """Every operand of an operator call by its schema name, defaults filled in."""
     found: dict[str, Any] = {}
-    for position, argument in enumerate(node.target._schema.arguments):
+    schema = cast(torch._ops.OpOverload, node.target)._schema
+    for position, argument in enumerate(schema.arguments):
         if position < len(node.args):
             found[argument.name] = node.args[position]
         else:
@@ -28,11 +29,9 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return found
 
 
-def source(node: fx.Node) -> fx.Node:
-    """The first operand of a call."""
-    operand = node.args[0]
-    assert isinstance(operand, fx.Node)
-    return operand
+def operand(node: fx.Node, position: int = 0) -> Any:
+    """An operand of a call, for which FX has no narrower type than any argument."""
+    return node.args[position]
 
 
 def shape_of(node: fx.Node) -> tuple[Extent, ...]:

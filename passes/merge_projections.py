@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
 from sparsify import ops
 from sparsify.passes.graph import arguments, aten, shape_of
-from sparsify.passes.sites import is_disabled, merged_name, site_name
+from sparsify.passes.sites import is_disabled, merged_name, named_weight, site_name
 from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
 
 _ATTENTION = ops.fused_attention.overload
-_SLOTS = 3
+_SLOTS = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class MergeProjections(GraphPass):
             if attention.target != _ATTENTION:
                 continue
             groups: dict[tuple[fx.Node, bool], list[fx.Node]] = {}
-            for linear in dict.fromkeys(attention.args[:_SLOTS]):
+            for linear in dict.fromkeys(_slots(attention)):
                 if _is_private(rewriter, linear, attention):
-                    site = site_name(rewriter.weight_name(linear.args[1]) or "")
-                    key = (linear.args[0], is_disabled(site, context.disabled_sites))
+                    operands = arguments(linear)
+                    site = site_name(named_weight(rewriter, operands["weight"])[0])
+                    key = (operands["input"], is_disabled(site, context.disabled_sites))
                     groups.setdefault(key, []).append(linear)
             for linears in groups.values():
                 if len(linears) > 1:
@@ -55,8 +57,8 @@ class MergeProjections(GraphPass):
 
     def _merge(self, rewriter: Rewriter, attention: fx.Node, linears: list[fx.Node]) -> Decision:
         operands = [arguments(linear) for linear in linears]
-        weights = [rewriter.weight_of(o["weight"]) for o in operands]
-        name = merged_name([rewriter.weight_name(o["weight"]) or "" for o in operands])
+        names, weights = zip(*(named_weight(rewriter, o["weight"]) for o in operands), strict=True)
+        name = merged_name(names)
         weight = rewriter.add_weight(name, torch.cat(weights))
         bias = _merged_bias(rewriter, operands, weights, site_name(name))
         first = min(linears, key=list(rewriter.graph.nodes).index)
@@ -67,13 +69,15 @@ class MergeProjections(GraphPass):
         for linear, matrix in zip(linears, weights, strict=True):
             starts[linear] = row
             row += matrix.shape[0]
-        slots = attention.args[:_SLOTS]
-        offsets = list(attention.args[7])
-        for slot, operand in enumerate(slots):
-            if operand in starts:
-                offsets[slot] += starts[operand]
-        rows = [merged if operand in starts else operand for operand in slots]
-        attention.args = (*rows, *attention.args[_SLOTS:7], offsets, *attention.args[8:])
+        options = arguments(attention)
+        slots = _slots(attention)
+        offsets = [
+            offset + starts.get(slot, 0)
+            for offset, slot in zip(options["offsets"], slots, strict=True)
+        ]
+        for slot, operand in zip(_SLOTS, slots, strict=True):
+            options[slot] = merged if operand in starts else operand
+        attention.args = tuple({**options, "offsets": offsets}.values())
         return Decision(
             site_name(name),
             "linear",
@@ -82,6 +86,11 @@ class MergeProjections(GraphPass):
             self.name,
             shape=(row, weights[0].shape[1]),
         )
+
+
+def _slots(attention: fx.Node) -> list[fx.Node]:
+    options = arguments(attention)
+    return [options[slot] for slot in _SLOTS]
 
 
 def _is_private(rewriter: Rewriter, node: fx.Node, attention: fx.Node) -> bool:
@@ -94,12 +103,12 @@ def _is_private(rewriter: Rewriter, node: fx.Node, attention: fx.Node) -> bool:
         rewriter.weight_of(operands["weight"]) is not None
         and len(shape_of(operands["weight"])) == 2
         and (bias is None or rewriter.weight_of(bias) is not None)
-        and node not in attention.args[_SLOTS:]
+        and node is not arguments(attention)["mask"]
     )
 
 
 def _merged_bias(
-    rewriter: Rewriter, operands: list[dict], weights: list[torch.Tensor], site: str
+    rewriter: Rewriter, operands: list[dict[str, Any]], weights: Sequence[torch.Tensor], site: str
 ) -> fx.Node | None:
     biases = [rewriter.weight_of(o["bias"]) for o in operands]
     if all(bias is None for bias in biases):

@@ -16,6 +16,7 @@ from sparsify.passes.graph import (
     aten,
     erase_dead,
     is_tensor,
+    operand,
     past_copies,
     same,
     shape_of,
@@ -117,8 +118,8 @@ class _Propagation:
             if not self._fits(node):
                 return
             options = arguments(node)
-            operands = (options[name] for name in _KERNELS[node.target])
-            self.wants.update(operand for operand in operands if operand is not None)
+            read = (options[name] for name in _KERNELS[node.target])
+            self.wants.update(value for value in read if value is not None)
             return
         found = elementwise(node)
         if found is not None and self._fits(node):
@@ -127,7 +128,7 @@ class _Propagation:
             if found is not None:
                 self.wants.update(found.activations)
             elif _root(node) is not node:
-                self.wants.add(node.args[0])
+                self.wants.add(operand(node))
 
     def _pays(self, call: Elementwise) -> bool:
         """Whether running in lanes takes no more conversions, given where the operands are."""
@@ -164,8 +165,7 @@ class _Propagation:
                 if options[name] is not None:
                     options[name] = self._in_lanes(options[name], node)
             if node.target == _ATTENTION:
-                query, key = node.args[0], node.args[1]
-                extents = (*shape_of(query)[:2], shape_of(key)[1])
+                extents = (*shape_of(operand(node))[:2], shape_of(operand(node, 1))[1])
                 options["extents"] = [self.extents.node(e) for e in extents]
             else:
                 options["lanes"] = True
@@ -177,7 +177,7 @@ class _Propagation:
             moved = {a: self._in_lanes(a, node) for a in call.activations}
             moved |= {v: self._as_column(v) for v in call.vectors}
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: moved.get(n, n))
-            new = self.rewriter.graph.call_function(node.target, args, kwargs)
+            new = self.rewriter.graph.create_node("call_function", node.target, args, kwargs)
             new.meta["val"] = self.rewriter.evaluate(ops.to_lanes.overload, (node,), {})
         self._record(node, new)
 
@@ -229,9 +229,9 @@ def _root(node: fx.Node) -> fx.Node:
     while True:
         source = past_copies(node)
         if source.target in _VIEWS and is_tensor(source):
-            before, after = shape_of(source.args[0]), shape_of(source)
+            before, after = shape_of(operand(source)), shape_of(source)
             if before and after and same(before[-1], after[-1]):
-                node = source.args[0]
+                node = operand(source)
                 continue
         return source
 

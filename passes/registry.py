@@ -39,7 +39,7 @@ SPECIALISE: tuple[Pass, ...] = (SelectLayout(), PropagateLanes(), Partition())
 """What binds a portable program to one target; needs ``PassContext.cost``."""
 
 _KNOWN: dict[str, type] = {
-    type(pass_).name: type(pass_) for pass_ in (AnalyzeWeights(), *PORTABLE, *SPECIALISE)
+    pass_.name: type(pass_) for pass_ in (AnalyzeWeights(), *PORTABLE, *SPECIALISE)
 }
 _ITEM = re.compile(r"^(?P<name>\w+)(?:\{(?P<options>.*)\})?$", re.DOTALL)
 _BOOLEANS = {"true": True, "false": False}
@@ -67,8 +67,8 @@ def pass_names() -> tuple[str, ...]:
 
 def describe() -> tuple[PassInfo, ...]:
     """Every pass that can be named, in pipeline order."""
-    stages = {type(p).name: "portable" for p in PORTABLE}
-    stages |= {type(p).name: "specialise" for p in SPECIALISE}
+    stages = {p.name: "portable" for p in PORTABLE}
+    stages |= {p.name: "specialise" for p in SPECIALISE}
     return tuple(
         PassInfo(
             name,

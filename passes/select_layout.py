@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
 
 from sparsify import ops
 from sparsify.layouts import Dense, Layout, PackedDense, WeightStats, parse
-from sparsify.passes.graph import arguments, hint, product, shape_of
-from sparsify.passes.sites import is_disabled, linear_site, pack
+from sparsify.passes.graph import arguments, hint, operand, product, shape_of
+from sparsify.passes.sites import is_disabled, linear_site, pack, stored_weight
 from sparsify.passes.sparse_linear import percent
 from sparsify.program import CostModel, PassContext, PassResult, ProgramSet, Rewriter, Site
 from sparsify.report import Decision
@@ -44,8 +45,8 @@ class SelectLayout:
     layout: str = ""
     tokens: int = 0
 
-    name = "select_layout"
-    tolerance = 1e-5
+    name: ClassVar[str] = "select_layout"
+    tolerance: ClassVar[float] = 1e-5
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
         if context.cost is None:
@@ -128,13 +129,10 @@ class _Use:
     site: Site
 
     def weight(self) -> torch.Tensor:
-        options = arguments(self.node)
-        layout = parse(options["layout"])
-        tensors = [self.rewriter.weight_of(n).detach() for n in options["weight"]]
-        return layout.unpack(dict(zip(layout.tensors, tensors, strict=True)), self.site.shape)
+        return stored_weight(self.rewriter, self.node)
 
     def tokens(self) -> int:
-        return hint(product(shape_of(self.node.args[0])[:-1]))
+        return hint(product(shape_of(operand(self.node))[:-1]))
 
     def bind(self, tensors: list[fx.Node], layout: Layout) -> None:
         options = {**arguments(self.node), "weight": tensors, "layout": layout.spec}

@@ -30,25 +30,36 @@ def pack(weight: torch.Tensor, name: str, layout: Layout) -> dict[str, torch.Ten
     return {packed_name(name, layout, tensor): packed[tensor] for tensor in layout.tensors}
 
 
+def stored_weight(program: Program | Rewriter, node: fx.Node) -> torch.Tensor:
+    """The dense weight of a ``sparsify::sparse_linear`` node, from whatever layout it has."""
+    options = arguments(node)
+    layout = parse(options["layout"])
+    tensors = [named_weight(program, operand)[1] for operand in options["weight"]]
+    packed = dict(zip(layout.tensors, tensors, strict=True))
+    return layout.unpack(packed, (options["out_features"], options["in_features"]))
+
+
 def linear_site(program: Program | Rewriter, node: fx.Node) -> Site:
     """The site of a ``sparsify::sparse_linear`` node."""
     options = arguments(node)
     layout = parse(options["layout"])
-    name = _weight_name(program, options["weight"][0])
+    name, _ = named_weight(program, options["weight"][0])
     weight = name.removesuffix(packed_name("", layout, layout.tensors[0]))
     entry = program.name if isinstance(program, Program) else ""
     return Site(entry, node.name, weight, (options["out_features"], options["in_features"]))
 
 
-def _weight_name(program: Program | Rewriter, node: fx.Node) -> str:
+def named_weight(program: Program | Rewriter, node: fx.Node) -> tuple[str, torch.Tensor]:
+    """The name and the tensor of an operand that must be a weight."""
     name = (
         program.weight_names.get(node.name)
         if isinstance(program, Program)
         else program.weight_name(node)
     )
-    if name is None:
-        raise ValueError(f"operand {node.name} of sparse_linear is no weight of the program")
-    return name
+    tensor = program.weight_of(node)
+    if name is None or tensor is None:
+        raise ValueError(f"operand {node.name} ({node.op}) is no weight of the program")
+    return name, tensor.detach()
 
 
 def merged_name(names: Sequence[str]) -> str:

@@ -11,8 +11,8 @@ from torch import fx
 
 from sparsify import ops
 from sparsify.layouts import Csr, Dense, Layout
-from sparsify.passes.graph import arguments, aten, past_copies, same, shape_of
-from sparsify.passes.sites import pack, site_name
+from sparsify.passes.graph import arguments, aten, operand, past_copies, same, shape_of
+from sparsify.passes.sites import named_weight, pack, site_name
 from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
 
@@ -59,10 +59,9 @@ class SparseLinear(GraphPass):
             yield self._store(rewriter, node, found, packed)
 
     def _store(self, rewriter: Rewriter, node: fx.Node, found: _Product, packed: dict) -> Decision:
-        name = rewriter.weight_name(found.parameter) or ""
-        original = rewriter.weight_of(found.parameter)
+        name, original = named_weight(rewriter, found.parameter)
         key = (original.data_ptr(), original.shape, original.stride(), found.transposed)
-        weight = original.detach().t() if found.transposed else original.detach()
+        weight = original.t() if found.transposed else original
         if key not in packed:
             nnz = int(torch.count_nonzero(weight))
             sparse = nnz <= self.max_density * weight.numel()
@@ -94,7 +93,7 @@ class SparseLinear(GraphPass):
             shape=(rows, columns),
             density=density,
             layout=layout.spec,
-            bytes_stored=sum(rewriter.weight_of(n).nbytes for n in nodes),
+            bytes_stored=sum(named_weight(rewriter, n)[1].nbytes for n in nodes),
             bytes_dense=weight.nbytes,
         )
 
@@ -141,7 +140,7 @@ def _product(rewriter: Rewriter, node: fx.Node) -> _Product | str:
     rows = shape_of(parameter)[0 if by_rows != turned else 1]
     if bias is not None and not (len(shape_of(bias)) == 1 and same(shape_of(bias)[0], rows)):
         return f"the bias has shape {shape_of(bias)}, not [{rows}]"
-    dtypes = {operand.meta["val"].dtype for operand in (x, parameter, bias) if operand is not None}
+    dtypes = {value.meta["val"].dtype for value in (x, parameter, bias) if value is not None}
     if dtypes != {torch.float32}:
         return f"operands are {', '.join(sorted(map(str, dtypes)))}; the kernels compute in float32"
     return _Product(x, parameter, bias, transposed=by_rows == turned)
@@ -170,5 +169,5 @@ def _is_transposition(node: fx.Node) -> bool:
     if node.target == aten.t.default:
         return len(shape_of(node)) == 2
     if node.target == aten.transpose.int:
-        return len(shape_of(node)) == 2 and {a % 2 for a in node.args[1:]} == {0, 1}
-    return node.target == aten.permute.default and [a % 2 for a in node.args[1]] == [1, 0]
+        return len(shape_of(node)) == 2 and operand(node, 1) % 2 != operand(node, 2) % 2
+    return node.target == aten.permute.default and [a % 2 for a in operand(node, 1)] == [1, 0]

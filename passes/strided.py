@@ -19,6 +19,7 @@ from sparsify.passes.graph import (
     aten,
     hint,
     is_tensor,
+    operand,
     product,
     same,
     shape_of,
@@ -66,22 +67,22 @@ def is_view(node: fx.Node) -> bool:
 
 
 def _identity(node: fx.Node) -> Strided:
-    return strided(node.args[0])
+    return strided(operand(node))
 
 
 def _view(node: fx.Node) -> Strided | None:
-    source = strided(node.args[0])
+    source = strided(operand(node))
     dims = _regroup([atom for dim in source.dims for atom in dim], shape_of(node))
     return None if dims is None else replace(source, dims=dims)
 
 
 def _permute(node: fx.Node) -> Strided:
-    source = strided(node.args[0])
+    source = strided(operand(node))
     return replace(source, dims=tuple(source.dims[d] for d in arguments(node)["dims"]))
 
 
 def _transpose(node: fx.Node) -> Strided:
-    source = strided(node.args[0])
+    source = strided(operand(node))
     dims = list(source.dims)
     a, b = arguments(node)["dim0"], arguments(node)["dim1"]
     dims[a], dims[b] = dims[b], dims[a]
@@ -89,7 +90,7 @@ def _transpose(node: fx.Node) -> Strided:
 
 
 def _expand(node: fx.Node) -> Strided:
-    source = strided(node.args[0])
+    source = strided(operand(node))
     shape = shape_of(node)
     dims = [()] * (len(shape) - len(source.dims)) + list(source.dims)
     repeated = [
@@ -101,33 +102,33 @@ def _expand(node: fx.Node) -> Strided:
 
 def _slice(node: fx.Node) -> Strided | None:
     options = arguments(node)
-    before, after = shape_of(node.args[0]), shape_of(node)
+    before, after = shape_of(operand(node)), shape_of(node)
     dim = options["dim"]
     if options["step"] != 1:
         return None
     start = options["start"] or 0
     if same(before[dim], after[dim]):
-        return strided(node.args[0])
+        return strided(operand(node))
     if not isinstance(start, int):
         return None
-    return _narrow(node.args[0], dim, start, after[dim])
+    return _narrow(operand(node), dim, start, after[dim])
 
 
 def _select(node: fx.Node) -> Strided | None:
     options = arguments(node)
-    return _pick(node.args[0], options["dim"], options["index"])
+    return _pick(operand(node), options["dim"], options["index"])
 
 
 def _piece(node: fx.Node) -> Strided | None:
     """One piece of a split or unbind."""
-    parent, index = node.args
+    parent, index = operand(node), operand(node, 1)
     if parent.target == aten.unbind.int:
-        return _pick(parent.args[0], arguments(parent)["dim"], index)
+        return _pick(operand(parent), arguments(parent)["dim"], index)
     if parent.target not in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default):
         return None
     dim = arguments(parent)["dim"]
     sizes = [piece.shape[dim] for piece in parent.meta["val"]]
-    return _narrow(parent.args[0], dim, sum(sizes[:index]), sizes[index])
+    return _narrow(operand(parent), dim, sum(sizes[:index]), sizes[index])
 
 
 def _narrow(node: fx.Node, dim: int, start: Extent, extent: Extent) -> Strided | None:

@@ -221,7 +221,7 @@ def test_linear_refuses_a_wrong_number_of_features():
     weight = torch.randn(OUT, IN)
     with torch._subclasses.fake_tensor.FakeTensorMode() as mode:
         x, fake = mode.from_tensor(torch.randn(3, IN + 1)), mode.from_tensor(weight)
-        with pytest.raises(RuntimeError, match="x has 10 features.*the weight takes 9"):
+        with pytest.raises(RuntimeError, match=r"x has 10 features.*the weight takes 9"):
             torch.ops.sparsify.sparse_linear(x, [fake], "dense", OUT, IN)
 
 
