@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from sparsify.codegen.lower import lower
+from sparsify.codegen.schedule import schedule_elementwise
 from sparsify.codegen.target import Target
 from sparsify.program import Program
 
@@ -55,6 +56,7 @@ def build(module: tvm.IRModule, target: Target) -> relax.VMExecutable:
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
+            schedule_elementwise(target.isa.vector),
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),

@@ -14,6 +14,7 @@ from tvm import relax, tirx
 
 from sparsify.codegen.kernels.cpu.attention import Attention
 from sparsify.codegen.kernels.cpu.attention_mask import QUERY_PADDING, AttentionMask, MaskShape
+from sparsify.codegen.kernels.cpu.embedding import Embedding
 from sparsify.codegen.kernels.cpu.lanes import FromLanes, ToLanes
 from sparsify.codegen.kernels.cpu.norm import Norm
 from sparsify.codegen.registry import LinearSite, linear_kernels
@@ -183,9 +184,13 @@ def _varies(extent: int | torch.SymInt) -> bool:
 
 def _convert_embedding(node: fx.Node, lowering: Lowering) -> Any:
     table, ids = (lowering.tensor(argument) for argument in node.args[:2])
-    flat = lowering.reshape(ids, (_product(shape_of(ids)),))
-    rows = lowering.block_builder.emit(relax.op.take(table, flat, axis=0, mode="fast"))
-    return lowering.reshape(rows, (*shape_of(ids), shape_of(table)[1]))
+    rows, features = (int(extent) for extent in shape_of(table))
+    count = _product(shape_of(ids))
+    kernel = Embedding(lowering.target.isa, rows, features, str(ids.ty.dtype))
+    flat = lowering.call_kernel(
+        kernel, [table, lowering.reshape(ids, (count,))], (count, features)
+    )
+    return lowering.reshape(flat, (*shape_of(ids), features))
 
 
 def _convert_slice(node: fx.Node, lowering: Lowering) -> Any:
