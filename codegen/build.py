@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -14,6 +15,8 @@ from sparsify.codegen.lower import lower
 from sparsify.codegen.schedule import schedule_elementwise
 from sparsify.codegen.target import Target
 from sparsify.program import Program
+
+_CHECKS = frozenset({"vm.builtin.check_tensor_info", "vm.builtin.match_shape"})
 
 
 def compile_library(entries: Mapping[str, Program], target: Target, path: Path) -> None:
@@ -61,10 +64,46 @@ def build(module: tvm.IRModule, target: Target) -> relax.VMExecutable:
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
             *relax.backend.cpu_generic.finalize_passes(tvm_target),
+            drop_weight_checks,
         ]
     )
     with tvm_target:
         return relax.build(module, tvm_target, relax_pipeline=pipeline)
+
+
+@tvm.transform.module_pass(opt_level=0, name="drop_weight_checks")
+def drop_weight_checks(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+    """Removes the shape checks of weights, which `Executor.bind` hands over as they were packed.
+
+    They would cost more at every call than some kernels: two calls for each weight tensor.
+    """
+    kept = {}
+    for name, function in module.functions_items():
+        if isinstance(function, relax.Function) and "num_input" in function.attrs:
+            weights = set(function.params[int(function.attrs["num_input"]) :])
+            function = _without(function, lambda value, w=weights: _checks(value, w))
+        kept[name] = function
+    return tvm.IRModule(kept, attrs=module.attrs)
+
+
+def _checks(value: Any, weights: set[Any]) -> bool:
+    return (
+        isinstance(value, relax.Call)
+        and isinstance(value.op, relax.ExternFunc)
+        and str(value.op.global_symbol) in _CHECKS
+        and value.args[0] in weights
+    )
+
+
+def _without(function: relax.Function, drop: Callable[[Any], bool]) -> relax.Function:
+    blocks = [
+        relax.BindingBlock([binding for binding in block.bindings if not drop(binding.value)])
+        for block in function.body.blocks
+    ]
+    body = relax.SeqExpr(blocks, function.body.body)
+    return relax.Function(
+        function.params, body, function.ret_ty, function.is_pure, function.attrs
+    )
 
 
 def _linker() -> str:

@@ -70,7 +70,8 @@ class Lowering(ExportedProgramImporter):
         for node in order:
             self.env[node] = relax.Var(node.name, self.type_of(node.meta["val"]))
         params = [self.env[node] for node in order]
-        with self.block_builder.function(name, params):
+        inputs = len(order) - len(weights)
+        with self.block_builder.function(name, params, attrs={"num_input": inputs}):
             with self.block_builder.dataflow():
                 for node in nodes:
                     if node.op == "call_function":
