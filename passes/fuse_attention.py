@@ -231,3 +231,6 @@ def _replace_output(rewriter: Rewriter, node: fx.Node, rows: fx.Node) -> None:
         if view.base is rows and view.is_whole:
             with rewriter.graph.inserting_before(user):
                 rewriter.replace(user, _reshape(rewriter, rows, shape_of(user)))
+        elif user.target == aten.view.default:
+            # Strides differ from those of the attention; a view may have to copy now.
+            user.target = aten.reshape.default

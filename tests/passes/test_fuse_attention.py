@@ -293,3 +293,20 @@ def test_near_misses_say_why(kind, reason, import_model, targets):
     (decision,) = result.decisions
     assert decision.verdict == "skipped" and reason in decision.reason
     assert targets(result.programs["forward"])["scaled_dot_product_attention"] == 1
+
+
+def test_sequence_first_attention_of_torch(import_model, apply, targets, same_results):
+    """nn.MultiheadAttention flattens sequence-major; that view must survive other strides."""
+
+    class Torch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(FEATURES, HEADS, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    model = Torch()
+    result = apply(import_model(model, torch.randn(2, 5, FEATURES)), FuseAttention())
+    assert targets(result.programs["forward"])["fused_attention"] == 1
+    same_results(model, result.programs["forward"], inputs())
