@@ -64,6 +64,8 @@ def _bound(
     names = region.program.weight_names.values()
     mine = [weights[name] for name in names]
     if region.kind == "compiled":
+        if executor is None:
+            raise ValueError(f"{region.name} is compiled, but there is no library of kernels")
         return executor.bind(region.name, mine)
     module = fx.GraphModule(torch.nn.Module(), region.program.graph)
 

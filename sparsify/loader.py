@@ -13,6 +13,7 @@ from sparsify.compiler import Builder, cached, run
 from sparsify.config import CompileConfig
 from sparsify.passes import pipeline_text
 from sparsify.program import ProgramSet
+from sparsify.report import Report
 
 
 def load(
@@ -67,7 +68,7 @@ def _rebuilt(contents: Contents, target: str, num_threads: int | None) -> Compil
         *builder.identity,
         *contents.parameters,
         pipeline_text(builder.binding),
-        contents.report.to_json(),
+        Report(tuple(decisions)).to_json(),
     )
     programs = ProgramSet((portable,))
     return run(

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from sparsify.layouts import Layout, WeightStats
 from sparsify.report import Decision
@@ -51,7 +51,9 @@ class WeightStore(Mapping[str, torch.Tensor]):
     @property
     def nbytes(self) -> int:
         """Bytes of distinct storage; tied weights count once."""
-        distinct = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.values()}
+        distinct = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.values()
+        }
         return sum(distinct.values())
 
     def digest(self) -> str:
@@ -60,7 +62,7 @@ class WeightStore(Mapping[str, torch.Tensor]):
         for name in sorted(self._tensors):
             tensor = self._tensors[name].detach().contiguous()
             total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return total.hexdigest()
 
 
@@ -149,7 +151,7 @@ class Site:
 
 
 class Rewriter:
-    """Edits a copy of a program's graph; `finish` checks it and returns the new program."""
+    """Edits a copy of a program's graph; `finish` returns the new program."""
 
     def __init__(self, program: Program) -> None:
         old = program.exported
@@ -183,7 +185,9 @@ class Rewriter:
         """A graph input for a new weight, or the existing one when the same tensor has the name."""
         for spec in self._specs.values():
             if spec.target == name and spec.kind == InputKind.PARAMETER:
-                if self._weights[name] is not tensor and not torch.equal(self._weights[name], tensor):
+                if self._weights[name] is not tensor and not torch.equal(
+                    self._weights[name], tensor
+                ):
                     raise ValueError(f"weight {name!r} already exists with other contents")
                 return next(n for n in self.graph.nodes if n.name == spec.arg.name)
         first = next(iter(self.graph.nodes))
@@ -217,14 +221,14 @@ class Rewriter:
         old.replace_all_uses_with(new)
 
     def finish(self) -> Program:
-        """Drops dead nodes and unused weights, rebuilds the signature, and checks the result."""
+        """Drops dead nodes and unused weights and rebuilds the signature; see `verify`."""
         old = self._program.exported
         self.graph.eliminate_dead_code(is_impure_node=_is_impure)
         for node in self.nodes:
             spec = self._specs.get(node.name)
-            if node.op == "placeholder" and not node.users and spec is not None:
-                if spec.kind == InputKind.PARAMETER:
-                    self.graph.erase_node(node)
+            unused = node.op == "placeholder" and not node.users
+            if unused and spec is not None and spec.kind == InputKind.PARAMETER:
+                self.graph.erase_node(node)
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         placeholders.sort(key=lambda n: self._specs[n.name].kind != InputKind.PARAMETER)
         _move_to_front(self.graph, placeholders)
@@ -238,10 +242,10 @@ class Rewriter:
             for spec, value in zip(old.graph_signature.output_specs, output.args[0], strict=True)
         ]
         used = {s.target for s in signature.input_specs if s.kind == InputKind.PARAMETER}
-        exported = rebuild(old, self.graph, signature, {n: t for n, t in self._weights.items() if n in used})
-        program = Program(self._program.name, exported)
-        verify(program)
-        return program
+        exported = rebuild(
+            old, self.graph, signature, {n: t for n, t in self._weights.items() if n in used}
+        )
+        return Program(self._program.name, exported)
 
 
 def rebuild(
@@ -278,7 +282,8 @@ def verify(program: Program) -> None:
     """Checks a program after a pass: graph lint, the signature, and every shape by fake tensors.
 
     Raises:
-        ValueError: naming the node whose recomputed shape or dtype differs from what the graph says.
+        ValueError: naming the input, or the node whose recomputed shape or dtype differs from what
+            the graph says.
     """
     graph = program.graph
     graph.lint()
@@ -290,15 +295,31 @@ def verify(program: Program) -> None:
     present = [n.name for n in graph.nodes if n.op == "placeholder"]
     if declared != present:
         raise ValueError(f"program {program.name!r}: signature {declared} but inputs {present}")
+    mode = fake_mode_of(graph)
     for node in graph.nodes:
-        if node.op != "call_function":
+        if node.op != "call_function" or _is_impure(node):
             continue
-        value = node.meta.get("val")
-        if value is None and not _is_impure(node):
-            raise ValueError(f"program {program.name!r}: node {node.name} ({node.target}) has no shape")
-        for operand in node.all_input_nodes:
-            if "val" not in operand.meta:
-                raise ValueError(f"program {program.name!r}: operand {operand.name} has no shape")
+        stated = node.meta.get("val")
+        if stated is None and node.users:
+            raise ValueError(f"program {program.name!r}: node {node.name} has no shape")
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        with mode:
+            found = node.target(*args, **kwargs)
+        if _shape_and_type(found) != _shape_and_type(stated):
+            raise ValueError(
+                f"program {program.name!r}: node {node.name} ({node.target}) computes "
+                f"{_shape_and_type(found)}, the graph says {_shape_and_type(stated)}"
+            )
+
+
+def _shape_and_type(value: Any) -> Any:
+    """What must agree: symbolic extents are compared as expressions."""
+    if isinstance(value, torch.Tensor):
+        extents = tuple(e.node.expr if isinstance(e, torch.SymInt) else e for e in value.shape)
+        return extents, value.dtype
+    if isinstance(value, tuple | list):
+        return tuple(_shape_and_type(item) for item in value)
+    return value.node.expr if isinstance(value, torch.SymInt) else type(value)
 
 
 def _is_impure(node: fx.Node) -> bool:
@@ -315,7 +336,9 @@ def _move_to_front(graph: fx.Graph, nodes: list[fx.Node]) -> None:
 class CostModel(Protocol):
     """Predicts kernel time; codegen implements it, passes only see this."""
 
-    def linear_seconds(self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int) -> float:
+    def linear_seconds(
+        self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int
+    ) -> float:
         """Seconds of ``y[tokens, rows] = x[tokens, cols] @ W.T`` with W stored in ``layout``."""
         ...
 

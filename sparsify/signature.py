@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -14,7 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 from torch.utils import _pytree
 from torch.utils._sympy.value_ranges import ValueRanges
 
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CallSignature:
         spec = exported.call_spec
         assert spec.in_spec is not None and spec.out_spec is not None
         positional, named = spec.in_spec.children()
-        names = list(exported.module_call_graph[0].signature.forward_arg_names or ())  # type: ignore[union-attr]
+        names = list(exported.module_call_graph[0].signature.forward_arg_names or ())
         names = names[: positional.num_children]
         names += [f"argument {i}" for i in range(len(names), positional.num_children)]
         keywords = list(named.context)
@@ -113,15 +113,15 @@ class CallSignature:
             if name in given:
                 raise TypeError(f"argument {name!r} was given twice, by position and by name")
             given[name] = value
-        for name in self.arguments:
-            if name not in given:
-                raise TypeError(f"argument {name!r} is missing; the model takes {self}")
         for name, value in given.items():
             if name not in self.arguments and value is not None:
                 raise TypeError(
                     f"argument {name!r} was not among the example inputs {self}; compile with an "
                     "example of it"
                 )
+        for name in self.arguments:
+            if name not in given:
+                raise TypeError(f"argument {name!r} is missing; the model takes {self}")
         return given
 
     def _bind_shape(self, wanted: TensorInput, value: torch.Tensor, sizes: Sizes) -> bool:
@@ -184,7 +184,7 @@ def parameters_of(model: Any, exported: ExportedProgram) -> tuple[str, ...]:
     spec = exported.call_spec.in_spec
     assert spec is not None
     count = spec.child(0).num_children
-    positional = list(exported.module_call_graph[0].signature.forward_arg_names or ())[:count]  # type: ignore[union-attr]
+    positional = list(exported.module_call_graph[0].signature.forward_arg_names or ())[:count]
     names: list[str] = []
     for parameter in inspect.signature(model.forward).parameters.values():
         if parameter.kind == parameter.VAR_POSITIONAL:

@@ -1,6 +1,7 @@
 """Fixtures and markers shared by all rooms."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,14 @@ def missing_features(name: str) -> tuple[str, ...]:
     if name in target_names():
         return Target.parse(name).missing_features()
     return () if name in host_features() else (name,)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compile cache of this run's own, also for processes that tests start."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SPARSIFY_CACHE_DIR"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,10 @@ class Library:
 
     @classmethod
     def of(cls, data: bytes | memoryview) -> Library:
-        return cls(lambda path: path.write_bytes(data) and None)
+        def fill(path: Path) -> None:
+            path.write_bytes(data)
+
+        return cls(fill)
 
 
 @dataclass(frozen=True)

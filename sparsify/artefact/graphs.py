@@ -112,7 +112,7 @@ def checked(data: bytes, *, trusted: bool) -> SavedProgram:
 def with_weights(program: Program, weights: Mapping[str, torch.Tensor]) -> Program:
     """The program over other weights of the same shapes; missing ones are empty on device meta."""
     old = program.exported
-    state = {
+    state: dict[str, torch.Tensor] = {
         name: _parameter(weights[name] if name in weights else torch.empty(0, device="meta"))
         for name in program.weight_names.values()
     }

@@ -160,7 +160,7 @@ def written(weights: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]
     yield len(text).to_bytes(8, "little") + text
     for name in order:
         flat = weights[name].detach().contiguous().reshape(-1)
-        yield memoryview(flat.view(torch.uint8).numpy())
+        yield flat.view(torch.uint8).numpy().data
 
 
 def read(data: memoryview) -> WeightStore:
@@ -185,5 +185,5 @@ def _tensor(data: memoryview, record: Mapping[str, list[int]]) -> torch.Tensor:
         raise ValueError(f"bytes {begin} to {end} do not hold a tensor {shape} of {dtype}")
     tensor = torch.empty(shape, dtype=dtype)
     if end > begin:
-        memoryview(tensor.reshape(-1).view(torch.uint8).numpy())[:] = data[begin:end]
+        tensor.reshape(-1).view(torch.uint8).numpy().data[:] = data[begin:end]
     return tensor
