@@ -25,12 +25,13 @@ from torch.export.graph_signature import (
 from sparsify.frontend.ties import with_ranges
 from sparsify.program import ProgramSet, rebuild
 
-KEPT_OPERATORS = frozenset(
-    """linear matmul scaled_dot_product_attention layer_norm rms_norm group_norm softmax log_softmax
+_KEPT = """
+    linear matmul scaled_dot_product_attention layer_norm rms_norm group_norm softmax log_softmax
     gelu silu hardswish hardsigmoid conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d max_pool1d max_pool2d
-    pixel_shuffle tril triu upsample_nearest2d upsample_bilinear2d""".split()
-)
+    tril triu upsample_nearest2d upsample_bilinear2d
+"""
+KEPT_OPERATORS = frozenset(_KEPT.split())
 """ATen operators (any overload) that stay whole, because a kernel or a pass knows them whole."""
 
 
