@@ -94,14 +94,21 @@ def keep(key: str, compilation: Compilation) -> str | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(compilation, path)
-        _evict(path.parent, int(os.environ.get("SPARSIFY_CACHE_BYTES", MAX_BYTES)))
-    except (OSError, ArtefactError) as cause:
+        _evict(path.parent, _limit())
+    except (OSError, ValueError) as cause:
         return str(cause)
     return None
 
 
 def _path(key: str) -> Path:
     return cache_directory() / "compiled" / f"{key}{_SUFFIX}"
+
+
+def _limit() -> int:
+    text = os.environ.get("SPARSIFY_CACHE_BYTES", str(MAX_BYTES))
+    if not text.isdecimal():
+        raise ValueError(f"SPARSIFY_CACHE_BYTES={text!r} is no number of bytes")
+    return int(text)
 
 
 def _evict(folder: Path, limit: int) -> None:

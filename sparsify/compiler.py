@@ -73,7 +73,7 @@ def compile(
         disable: names of passes to leave out.
         verify: ``"numeric"`` also compares results after every pass.
         cache: reuse an earlier compilation; they are in ``$SPARSIFY_CACHE_DIR``, by default
-            ``~/.cache/sparsify``.
+            ``~/.cache/sparsify``. With an observer or numeric verification, all passes run.
         observer: called with each pass and the programs before and after it.
 
     Raises:
@@ -111,13 +111,16 @@ def compile(
             verify=config.verify,
             observer=config.observer,
         )
-        made = builder.specialise(result.programs, parameters, result.decisions)
+        mine = [t for t in exported.state_dict.values() if isinstance(t, torch.Tensor)]
+        mine += [t for t in exported.constants.values() if isinstance(t, torch.Tensor)]
+        made = builder.specialise(result.programs, parameters, result.decisions, mine)
         if config.strict and account is not None:
             _refuse_dense(account, made.report)
         return made
 
     key = key_of(exported, config.digest(), *builder.identity, *parameters)
-    compilation = cached(key, build, config.cache)
+    watched = config.observer is not None or config.verify == "numeric"
+    compilation = cached(key, build, config.cache and not watched)
     facts = {"seconds": round(time.perf_counter() - started, 3)}
     if account is not None and hasattr(account, "to_dict"):
         facts["recipe"] = account.to_dict()
@@ -163,8 +166,13 @@ class Builder:
         portable: ProgramSet,
         parameters: tuple[str, ...],
         decisions: Iterable[Decision] = (),
+        borrowed: Iterable[torch.Tensor] = (),
     ) -> Compilation:
-        """Binds a portable program to the target and compiles it."""
+        """Binds a portable program to the target and compiles it.
+
+        Args:
+            borrowed: tensors of the caller's, which the compilation must not share.
+        """
         from sparsify.codegen.cost import CpuCostModel
         from sparsify.codegen.support import unsupported_reason
 
@@ -187,6 +195,7 @@ class Builder:
             source.weights,
             specialised,
             specialised.weights,
+            borrowed,
             library=self._library(specialised),
             target=self.config.target,
             features=self.target.features,

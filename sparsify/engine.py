@@ -40,6 +40,7 @@ class Engine:
     ) -> None:
         self._inputs = tuple(name for name in plan.inputs if name is not None)
         self._outputs = plan.outputs
+        self._weights = weights
         kept = {output.name for output in plan.outputs}
         self._steps: list[_Step] = []
         for region in reversed(plan.regions):
@@ -55,7 +56,16 @@ class Engine:
             values.update(zip(step.outputs, made, strict=True))
             for name in step.last:
                 del values[name]
-        return [_result(output, values, sizes) for output in self._outputs]
+        return [self._result(output, values, sizes) for output in self._outputs]
+
+    def _result(self, output: Output, values: Mapping[str, Any], sizes: Mapping[Any, int]) -> Any:
+        if output.name is not None:
+            return values[output.name]
+        if output.weight is not None:
+            return self._weights[output.weight].detach().clone()
+        if output.size is not None:
+            return int(sympy.sympify(output.size).subs(sizes))
+        return output.constant
 
 
 def _bound(
@@ -74,11 +84,3 @@ def _bound(
             return tuple(module(*mine, *inputs))
 
     return run
-
-
-def _result(output: Output, values: Mapping[str, Any], sizes: Mapping[Any, int]) -> Any:
-    if output.name is not None:
-        return values[output.name]
-    if output.size is not None:
-        return int(sympy.sympify(output.size).subs(sizes))
-    return output.constant

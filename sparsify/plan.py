@@ -9,7 +9,7 @@ A pass marks the nodes of a program (``node.meta[REGION]``); `Plan.of` cuts it t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,9 +61,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Output:
-    """One result of a program: the value ``name``, else a size, else a constant."""
+    """One result of a program: the value ``name``, else a weight, a size or a constant."""
 
     name: str | None = None
+    weight: str | None = None
     size: sympy.Expr | None = None
     constant: Any = None
 
@@ -95,7 +96,8 @@ class Plan:
                 name, kind = node.meta.get(REGION, ("region_0", "compiled"))
                 cuts.setdefault(name, _Cut(name, kind, program, sizes)).nodes.append(node)
         final = next(n for n in program.graph.nodes if n.op == "output")
-        outputs = tuple(_output(value, sizes) for value in final.args[0])
+        weights = program.weight_names
+        outputs = tuple(_output(value, sizes, weights) for value in final.args[0])
         read = {output.name for output in outputs if output.name is not None}
         for cut in cuts.values():
             cut.copy()
@@ -286,9 +288,11 @@ def is_number(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), numbers)
 
 
-def _output(value: Any, sizes: Sizes) -> Output:
+def _output(value: Any, sizes: Sizes, weights: Mapping[str, str]) -> Output:
     if not isinstance(value, fx.Node):
         return Output(constant=value)
+    if value.name in weights:
+        return Output(weight=weights[value.name])
     if sizes.is_size(value):
         extent = value.meta["val"]
         return Output(size=extent.node.expr if hasattr(extent, "node") else sympy.sympify(extent))

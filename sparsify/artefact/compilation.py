@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,23 @@ class Compilation:
         canonical: Mapping[str, torch.Tensor],
         specialised: Program,
         packed: Mapping[str, torch.Tensor],
+        borrowed: Iterable[torch.Tensor] = (),
         **rest: Any,
     ) -> Compilation:
-        """Keeps the packed weights, and of the canonical ones what those do not give back."""
-        specialised = with_weights(specialised, _aligned(packed))
+        """Keeps the packed weights, and of the canonical ones what those do not give back.
+
+        Args:
+            borrowed: tensors that the caller may change later; those kept are copied.
+        """
+        foreign = frozenset(tensor.untyped_storage().data_ptr() for tensor in borrowed)
+        specialised = with_weights(specialised, _owned(packed, foreign))
         mine, known = specialised.weights, forms(specialised)
         kept = {
             name: canonical[name]
             for name in portable.weight_names()
             if not can_convert(name, mine, known)
         }
-        return cls(portable, specialised, WeightStore(kept), **rest)
+        return cls(portable, specialised, WeightStore(_owned(kept, foreign)), **rest)
 
     def canonical(self) -> WeightStore:
         """The weights as files hold them: those of the portable program, unpacked again."""
@@ -89,13 +95,13 @@ class Compilation:
         return weights.adding(rest)
 
 
-def _aligned(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights where kernels can read them as they lie, so that nobody copies them again."""
+def _owned(weights: Mapping[str, torch.Tensor], foreign: frozenset[int]) -> dict[str, torch.Tensor]:
+    """Weights in memory of our own, where kernels can read them without another copy."""
     return {
         name: tensor
-        if tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0
-        else torch.nn.Parameter(
-            tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=False
-        )
+        if tensor.is_contiguous()
+        and tensor.data_ptr() % _ALIGNMENT == 0
+        and tensor.untyped_storage().data_ptr() not in foreign
+        else tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
     }

@@ -175,7 +175,9 @@ class Container:
         return dict(manifest)
 
     def _foreign(self, cause: object) -> str:
-        if self.path.open("rb").read(2) == b"PK":
+        with self.path.open("rb") as file:
+            start = file.read(2)
+        if start == b"PK":
             return (
                 f"cannot load {self.path}: it is truncated, or no file of sparsify ({cause}); "
                 "copy it again, or write one with CompiledModel.save"

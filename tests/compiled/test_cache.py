@@ -179,7 +179,7 @@ import sys
 from sparsify import cache
 from sparsify.artefact.files import Contents
 compilation = Contents.open(sys.argv[1], trusted=True).compilation()
-for _ in range(5):
+for _ in range(3):
     assert cache.keep("shared", compilation) is None
     assert cache.find("shared") is not None
 """

@@ -75,14 +75,21 @@ def test_nested_arguments_and_varying_positions() -> None:
 
 def test_results_that_are_inputs_sizes_or_constants() -> None:
     class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.arange(3))
+
         def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
-            return x * 2, x, x.shape[0] + 1, None, 3.5
+            return x * 2, x, x.shape[0] + 1, None, 3.5, self.table
 
     x = torch.randn(4, 2)
-    doubled, same, size, nothing, number = assemble(Odd(), (torch.randn(3, 2),))(x)
+    model = assemble(Odd(), (torch.randn(3, 2),))
+    doubled, same, size, nothing, number, table = model(x)
     agree(doubled, x * 2)
     assert torch.equal(same, x)
     assert (size, nothing, number) == (5, None, 3.5)
+    table += 1
+    assert model(x)[-1].tolist() == [0, 1, 2]
 
 
 def test_constants_of_the_example_are_fixed() -> None:
@@ -229,6 +236,16 @@ def test_kernels_compute_what_the_module_computes(compiled: CompiledModel, small
     for batch, length in ((1, 1), (2, 16), (3, 11)):
         ids, scale = examples(batch, length).values()
         agree(compiled(ids, scale), small(ids, scale))
+
+
+def test_later_changes_of_the_module_do_not_matter() -> None:
+    model, x = nn.Linear(8, 4).eval(), torch.randn(3, 8)
+    compiled = sparsify.compile(model, (x,), cache=False)
+    before = compiled(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(compiled(x), before)
 
 
 def test_views_and_gradients_of_inputs(compiled: CompiledModel, small: Small) -> None:
