@@ -18,7 +18,6 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from sparsify.layouts import Layout, WeightStats
 from sparsify.report import Decision
@@ -320,20 +319,20 @@ def verify(program: Program) -> None:
             )
 
 
-def _shape_and_type(value: Any) -> Any:
-    """What must agree: symbolic extents are compared as expressions."""
+def _is_symbolic(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        return tuple(_extent(e) for e in value.shape), value.dtype
+        return any(isinstance(extent, torch.SymInt) for extent in value.shape)
+    if isinstance(value, tuple | list):
+        return any(map(_is_symbolic, value))
+    return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+def _shape_and_type(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
     if isinstance(value, tuple | list):
         return tuple(_shape_and_type(item) for item in value)
-    return _extent(value) if isinstance(value, torch.SymInt) else type(value)
-
-
-def _extent(value: int | torch.SymInt) -> Any:
-    """Sizes that follow from values, not from shapes, get a new symbol each time: all alike."""
-    if isinstance(value, int):
-        return value
-    return None if free_unbacked_symbols(value) else value.node.expr
+    return type(value)
 
 
 def _is_impure(node: fx.Node) -> bool:
