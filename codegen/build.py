@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def drop_weight_checks(module: tvm.IRModule, _: Any) -> tvm.IRModule:
     for name, function in module.functions_items():
         if isinstance(function, relax.Function) and "num_input" in function.attrs:
             weights = set(function.params[int(function.attrs["num_input"]) :])
-            function = _without(function, lambda value, w=weights: _checks(value, w))
+            function = _without_checks(function, weights)
         kept[name] = function
     return tvm.IRModule(kept, attrs=module.attrs)
 
@@ -95,15 +95,13 @@ def _checks(value: Any, weights: set[Any]) -> bool:
     )
 
 
-def _without(function: relax.Function, drop: Callable[[Any], bool]) -> relax.Function:
+def _without_checks(function: relax.Function, weights: set[Any]) -> relax.Function:
     blocks = [
-        relax.BindingBlock([binding for binding in block.bindings if not drop(binding.value)])
+        relax.BindingBlock([b for b in block.bindings if not _checks(b.value, weights)])
         for block in function.body.blocks
     ]
     body = relax.SeqExpr(blocks, function.body.body)
-    return relax.Function(
-        function.params, body, function.ret_ty, function.is_pure, function.attrs
-    )
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
 
 
 def _linker() -> str:

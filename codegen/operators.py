@@ -31,7 +31,7 @@ _QUERY_VECTORS = {"avx512": 2, "avx2": 1, "neon": 4}
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """A node's arguments by the names of the operator's schema, defaults filled in."""
     names: dict[str, Any] = {}
-    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for i, argument in enumerate(node.target._schema.arguments):
         if i < len(node.args):
             names[argument.name] = node.args[i]
         else:
@@ -72,9 +72,7 @@ def _from_lanes(lowering: Lowering, x: Any, leading: Sequence[Any]) -> Any:
 
 
 def _extents(lowering: Lowering, values: Sequence[Any]) -> list[Any]:
-    return [
-        lowering.extent(v.meta["val"] if isinstance(v, fx.Node) else v) for v in values
-    ]
+    return [lowering.extent(v.meta["val"] if isinstance(v, fx.Node) else v) for v in values]
 
 
 def _convert_to_lanes(node: fx.Node, lowering: Lowering) -> Any:
@@ -187,9 +185,7 @@ def _convert_embedding(node: fx.Node, lowering: Lowering) -> Any:
     rows, features = (int(extent) for extent in shape_of(table))
     count = _product(shape_of(ids))
     kernel = Embedding(lowering.target.isa, rows, features, str(ids.ty.dtype))
-    flat = lowering.call_kernel(
-        kernel, [table, lowering.reshape(ids, (count,))], (count, features)
-    )
+    flat = lowering.call_kernel(kernel, [table, lowering.reshape(ids, (count,))], (count, features))
     return lowering.reshape(flat, (*shape_of(ids), features))
 
 

@@ -38,7 +38,8 @@ class LinearSite:
 class LinearKernels(Protocol):
     """The kernels of one layout on CPUs."""
 
-    layout: type[Layout]
+    @property
+    def layout(self) -> type[Layout]: ...
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Layout, ...]:
         """Parameter choices worth considering for a weight of this shape and nonzero count."""

@@ -1,8 +1,8 @@
 """Schedules what Relax legalises and fuses itself: elementwise loops, parallel and in vectors.
 
-    for i, j in grid(m, 384): t[i, j] = f(x[i, j])
-    for i, j in grid(m, 384): y[i, j] = g(t[i, j])
-      -> for i in parallel(m): for j in serial(24): for v in vectorized(16): y[...] = g(f(x[...]))
+for i, j in grid(m, 384): t[i, j] = f(x[i, j])
+for i, j in grid(m, 384): y[i, j] = g(t[i, j])
+  -> for i in parallel(m): for j in serial(24): for v in vectorized(16): y[...] = g(f(x[...]))
 """
 
 from __future__ import annotations

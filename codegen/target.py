@@ -91,7 +91,12 @@ _NAMED = {
     "x86-avx512": _x86("x86-avx512", "x86-64-v4", _AVX512, AVX512),
     "arm64-neon": Target(
         "arm64-neon",
-        (("kind", "llvm"), ("mtriple", "aarch64-linux-gnu"), ("mcpu", "cortex-a72"), ("mattr", ("+neon",))),
+        (
+            ("kind", "llvm"),
+            ("mtriple", "aarch64-linux-gnu"),
+            ("mcpu", "cortex-a72"),
+            ("mattr", ("+neon",)),
+        ),
         ("neon",),
         NEON,
     ),

@@ -298,7 +298,6 @@ def verify(program: Program) -> None:
     present = [n.name for n in graph.nodes if n.op == "placeholder"]
     if declared != present:
         raise ValueError(f"program {program.name!r}: signature {declared} but inputs {present}")
-    mode = fake_mode_of(graph)
     for node in graph.nodes:
         if node.op != "call_function" or _is_impure(node):
             continue
@@ -310,7 +309,7 @@ def verify(program: Program) -> None:
         if any(_is_symbolic(n.meta.get("val")) for n in (node, *node.all_input_nodes)):
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        with mode:
+        with fake_mode_of(graph):
             found = node.target(*args, **kwargs)
         if _shape_and_type(found) != _shape_and_type(stated):
             raise ValueError(

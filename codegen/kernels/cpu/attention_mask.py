@@ -24,6 +24,8 @@ QUERY_PADDING = 64
 """Queries of a prepared mask are padded to a multiple of this, so that tiles load whole vectors."""
 
 _FINITE_LOWEST = -1e30
+_LARGEST_NEGATIVE = -3.4028234663852886e38
+"""Only minus infinity is below it."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class AttentionMask:
     def build(self) -> Any:
         """A PrimFunc ``(mask[b, h, queries, keys], y[b, h, keys, padded queries or 1])``.
 
-        False becomes minus infinity: a query that sees no key attends to nothing. Added masks stay
-        finite, so that a query whose keys are all masked attends to all alike, as in PyTorch.
+        False is minus infinity: a query that sees no key attends to nothing. Large negative
+        numbers stay finite, so that a query all of whose keys have one attends to all alike. Both
+        are as in PyTorch.
         """
         with prim_func(self.name) as result:
             batch, heads, queries, keys, padded = (symbol() for _ in range(5))
@@ -91,4 +94,5 @@ class AttentionMask:
     def _added(self, value: Expr) -> Expr:
         if self.dtype == "bool":
             return T.Select(value, T.float32(0.0), T.float32(float("-inf")))
-        return T.max(value * T.float32(LOG2E), T.float32(_FINITE_LOWEST))
+        added = T.max(T.float32(_FINITE_LOWEST), value * T.float32(LOG2E))
+        return T.Select(value < T.float32(_LARGEST_NEGATIVE), T.float32(float("-inf")), added)

@@ -1,11 +1,11 @@
 """Dense linear in lanes, weight in panels: the density-1 member of the kernel family.
 
-    for chunk of panels, token tile (parallel):
-      for K block:                              # its activations stay in the first-level cache
-        for panel of R output features:         # R x vectors accumulators in registers
-          for k: acc[r, :] += panel[k, r] * x[k, tokens]
-          store
-      activation, residual
+for chunk of panels, token tile (parallel):
+  for K block:                              # its activations stay in the first-level cache
+    for panel of R output features:         # R x vectors accumulators in registers
+      for k: acc[r, :] += panel[k, r] * x[k, tokens]
+      store
+  activation, residual
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ class _Emitter:
                 self._panel(tile, bind(first + panel), block, begin, depth, x_base, y_base)
         row = bind(first * self.rows)
         rows = bind(T.min(panels * self.rows, T.int64(spec.out_features) - row))
-        spec.epilogue.activate(
-            tile, spec.out_features, self.y, self.residual, y_base, row, rows
-        )
+        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
 
     def _panel(
         self,

@@ -1,12 +1,12 @@
 """Sparse linear in lanes, weight in SELL: one broadcast weight times contiguous tokens.
 
-    for chunk of row groups, token tile (parallel):
-      for K block:                              # its activations stay in the first-level cache
-        for group of R rows:                    # R x vectors accumulators in registers
-          for step: R nonzeros, one of each row:
-            acc[r, :] += value[r] * x[column[r], tokens]
-          store
-      activation, residual
+for chunk of row groups, token tile (parallel):
+  for K block:                              # its activations stay in the first-level cache
+    for group of R rows:                    # R x vectors accumulators in registers
+      for step: R nonzeros, one of each row:
+        acc[r, :] += value[r] * x[column[r], tokens]
+      store
+  activation, residual
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class _Emitter:
         # A constant control would let LLVM fold the permute back into four broadcast loads.
         if self.spec.isa.permutes_broadcast:
             zero = self.starts[0]
-            self.controls = [bind(T.Broadcast(zero + lane, self.spec.isa.vector)) for lane in range(4)]
+            self.controls = [
+                bind(T.Broadcast(zero + lane, self.spec.isa.vector)) for lane in range(4)
+            ]
 
     def _task(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
         spec = self.spec
@@ -131,9 +133,7 @@ class _Emitter:
                 self._group(tile, entry, block, x_block, y_base)
         row = bind(first * self.rows)
         rows = bind(T.min(groups * self.rows, T.int64(spec.out_features) - row))
-        spec.epilogue.activate(
-            tile, spec.out_features, self.y, self.residual, y_base, row, rows
-        )
+        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
 
     def _group(self, tile: LaneTile, entry: Expr, block: Expr, x_block: Expr, y_base: Expr) -> None:
         features = self.spec.out_features

@@ -36,11 +36,10 @@ def bind(value: Expr) -> Expr:
 def prim_func(name: str) -> Iterator[list[Any]]:
     """Opens a PrimFunc; the yielded list receives the finished function."""
     result: list[Any] = []
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True, "op_pattern": 8})
-            yield result
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": True, "op_pattern": 8})
+        yield result
     result.append(builder.get())
 
 
@@ -201,9 +200,7 @@ def _narrower(vectors: int) -> Iterator[int]:
         yield vectors
 
 
-def choose(
-    dynamic: bool, condition: Expr, yes: Callable[[], None], no: Callable[[], None]
-) -> None:
+def choose(dynamic: bool, condition: Expr, yes: Callable[[], None], no: Callable[[], None]) -> None:
     """Emits ``if condition: yes else: no``, or only ``yes`` where there is nothing to choose."""
     if not dynamic:
         yes()
