@@ -72,6 +72,24 @@ class OnnxModel:
         return path
 
 
+def load_exported(path: Path) -> torch.export.ExportedProgram:
+    """``torch.export.load``, for programs that return Hugging Face outputs too.
+
+    Those need their class, which is known only once transformers is imported.
+    """
+    with _quiet():
+        try:
+            return torch.export.load(path)
+        except Exception:
+            try:
+                import transformers.modeling_outputs  # noqa: F401
+            except ImportError:
+                pass
+            else:
+                return torch.export.load(path)
+            raise
+
+
 def torch_peer(model: torch.nn.Module, inputs: Any, threads: int) -> Peer:
     """The module itself, called under ``no_grad``."""
     args, kwargs = split_inputs(inputs)

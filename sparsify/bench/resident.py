@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from sparsify.bench.machine import threads as bound_threads
+from sparsify.bench.models import load_exported
 from sparsify.bench.peer import flat_tensors, split_inputs
 from sparsify.bench.runtimes import onnxruntime_peer, openvino_peer
 
@@ -60,7 +62,7 @@ def _run(kind: str, path: Path, args: Any, kwargs: Any, threads: int) -> Any:
         peer = openvino_peer(path, kwargs, threads)
         return peer, peer.outputs()
     if kind == "torch":
-        module = torch.export.load(path).module()
+        module = load_exported(path).module()
     else:
         import sparsify
 
@@ -79,7 +81,10 @@ def _import(kind: str) -> None:
     elif kind == "sparsify":
         import tvm  # noqa: F401
 
-        import sparsify  # noqa: F401
+        import sparsify.loader  # noqa: F401
+    if kind in ("sparsify", "torch") and importlib.util.find_spec("transformers"):
+        # Programs that return its output classes import it when loaded.
+        import transformers.modeling_outputs  # noqa: F401
 
 
 def _resident() -> int:

@@ -67,8 +67,9 @@ def benchmark(
     peers = tuple(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
     with step(f"loading {model}"):
         loaded = need_inputs(load_model(model, batch, seq))
+    machine = Machine.here()
     with threads(thread_count), tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
-        record = _measure(
+        record = {"machine": machine.to_dict()} | _measure(
             loaded, peers, target, thread_count, rounds, seconds, tolerance, memory, Path(folder)
         )
     if as_json:
@@ -155,7 +156,6 @@ def _measure(
     return {
         "model": loaded.name,
         "inputs": [list(tensor.shape) for tensor in first],
-        "machine": Machine.here().to_dict(),
         "target": compiled.report.target,
         "threads": count,
         "reference": reference.name,

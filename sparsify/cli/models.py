@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch.export import ExportedProgram
 
+from sparsify.bench.models import load_exported
 from sparsify.cli.huggingface import load_folder
 
 
@@ -81,7 +82,7 @@ def _load_pt2(path: Path, batch: int | None, seq: int | None) -> LoadedModel:
         )
     try:
         with quiet():
-            exported = torch.export.load(path)
+            exported = load_exported(path)
     except Exception as error:
         raise ValueError(f"{path}: not a file of torch.export.save, or damaged: {error}") from error
     if exported.example_inputs is None:

@@ -30,7 +30,7 @@ def tiny() -> str:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of a two-layer BERT without a tokenizer."""
+    """A Hugging Face folder of a one-layer BERT without a tokenizer."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = BertConfig(
         vocab_size=100,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,

@@ -1,5 +1,7 @@
 """MODEL: every accepted form, and what is said about the others."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,22 @@ def test_a_pt2_file_carries_its_inputs(tiny: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.module(*args), source.module(*source.inputs))
     with pytest.raises(ValueError, match=r"--batch and --seq do not apply to a .pt2 file"):
         load_model(str(path), batch=2)
+
+
+def test_a_pt2_that_returns_a_hugging_face_output_loads_in_a_fresh_process(
+    folder: Path, tmp_path: Path
+) -> None:
+    source = load_model(str(folder))
+    path = tmp_path / "bert.pt2"
+    torch.export.save(torch.export.export(source.module, *source.inputs), path)
+    program = (
+        "import sys; from sparsify.cli.models import load_model\n"
+        "loaded = load_model(sys.argv[1]); args, kwargs = loaded.inputs\n"
+        "print(type(loaded.module(*args, **kwargs)).__name__)"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("BaseModelOutput")
 
 
 def test_a_folder_without_tokenizer_gets_tokens_from_its_vocabulary(folder: Path) -> None:

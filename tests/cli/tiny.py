@@ -28,6 +28,10 @@ def make(batch: int = 2, seq: int = 8) -> tuple[nn.Module, tuple[torch.Tensor]]:
     return model, (torch.randn(batch, seq, 32),)
 
 
+def single() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    return nn.Linear(48, 80).eval(), (torch.randn(16, 48),)
+
+
 def without_inputs() -> nn.Module:
     return make()[0]
 
