@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree
 
+from sparsify.config import VerifyLevel
 from sparsify.program import (
     Pass,
     PassContext,
     PassResult,
     Program,
     ProgramSet,
-    VerifyLevel,
 )
 from sparsify.program import (
     verify as verify_program,

@@ -11,7 +11,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import fx
@@ -407,6 +407,3 @@ class GraphPass:
     def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
         """Edits ``rewriter.graph`` in place; returns what was decided."""
         raise NotImplementedError
-
-
-VerifyLevel = Literal["shapes", "numeric"]
