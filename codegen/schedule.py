@@ -36,7 +36,8 @@ def schedule_elementwise(vector: int) -> Any:
 
 
 def _has_blocks(function: tirx.PrimFunc) -> bool:
-    return isinstance(function.body, s_tir.SBlockRealize)
+    body = function.body
+    return isinstance(body, s_tir.SBlockRealize) and body.block.name_hint == "root"
 
 
 def _scheduled(function: tirx.PrimFunc, vector: int) -> tirx.PrimFunc:
@@ -44,6 +45,7 @@ def _scheduled(function: tirx.PrimFunc, vector: int) -> tirx.PrimFunc:
     root = schedule.get_sblock("root")
     for block in schedule.get_child_blocks(root):
         if not _elementwise(schedule, block):
+            _start_apart(schedule, block)
             continue
         try:
             schedule.compute_inline(block)
@@ -56,6 +58,20 @@ def _scheduled(function: tirx.PrimFunc, vector: int) -> tirx.PrimFunc:
 def _elementwise(schedule: Any, block: Any) -> bool:
     kinds = {variable.iter_type for variable in schedule.get(block).iter_vars}
     return kinds == {tirx.IterVar.DataPar}
+
+
+def _start_apart(schedule: Any, block: Any) -> None:
+    """Sets a reduction's result to its start before the loop, which may run over nothing."""
+    if schedule.get(block).init is None:
+        return
+    variables, loops = schedule.get(block).iter_vars, schedule.get_loops(block)
+    reduced = [
+        loop
+        for variable, loop in zip(variables, loops, strict=True)
+        if variable.iter_type == tirx.IterVar.CommReduce
+    ]
+    if not all(isinstance(schedule.get(loop).extent, tirx.IntImm) for loop in reduced):
+        schedule.decompose_reduction(block, reduced[0])
 
 
 def _vectorize_and_parallelize(schedule: Any, block: Any, vector: int) -> None:
