@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import tvm
@@ -177,7 +178,19 @@ def tiled_tasks(
     Chunks are the outer order: each thread keeps to its part of the weights. The last tile, where
     fewer than ``vectors`` vectors are left, is covered by narrower tiles of half the width, a
     quarter ... down to one vector.
+
+    Raises:
+        ValueError: when such tiles would not begin at whole tiles, or would split a lane group.
     """
+    widths = (vectors, *_narrower(vectors))
+    group = isa.vectors_per_group
+    if any(wide % narrow for wide, narrow in pairwise(widths)) or any(
+        group % width and width % group for width in widths
+    ):
+        raise ValueError(
+            f"a token tile of {vectors} vectors cannot be halved down to one on {isa.name}, where "
+            f"a lane group has {group}; use a power of two"
+        )
     total = bind(groups * isa.vectors_per_group)
     tiles = bind(T.floordiv(total + (vectors - 1), vectors))
     with T.parallel(tiles * chunks) as task:
@@ -187,7 +200,7 @@ def tiled_tasks(
                 body(LaneTile(isa, vectors), tile_index, chunk)
             with T.Else():
                 done = bind(tile_index * vectors)
-                for width in _narrower(vectors):
+                for width in widths[1:]:
                     count = bind(T.floordiv(total - done, width))
                     with T.serial(count) as extra:
                         body(LaneTile(isa, width), bind(T.floordiv(done, width) + extra), chunk)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsify.codegen.isa import AVX512, NEON, Isa
+from sparsify.codegen.isa import AVX2, AVX512, NEON, Isa
 from sparsify.codegen.kernels.cpu.dense import DenseLinear
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
 from sparsify.codegen.registry import LinearSite, linear_kernels
@@ -93,6 +93,13 @@ def test_what_the_registry_chooses(
     for tokens in (1, 16, 33, 128):
         weight = torch.randn(site.out_features, site.in_features)
         check_linear(library, kernel, weight, tokens, threads=(1, 2))
+
+
+@pytest.mark.parametrize(("isa", "vectors"), [(AVX512, 5), (AVX2, 3), (NEON, 6), (AVX512, 10)])
+def test_token_tiles_that_cannot_be_halved_are_refused(isa: Isa, vectors: int) -> None:
+    kernel = DenseLinear(isa, 12, 8, PackedDense(6), Epilogue(), vectors, 2, 8)
+    with pytest.raises(ValueError, match=f"a token tile of {vectors} vectors cannot be halved"):
+        kernel.build()
 
 
 def test_names_tell_kernels_apart() -> None:
