@@ -18,8 +18,9 @@ class Isa:
         fma_per_cycle, loads_per_cycle: whole vectors; AVX-512 on Zen 4 has 1 and 1, on Zen 5
             and server Intel 2 and 2.
         hertz: nominal clock, for predictions only.
-        permutes_broadcast: four weights come by one 128-bit load and are spread by an in-lane
-            permute, which is cheaper than four broadcast loads where loads are the bottleneck.
+        permuted_of_four: of four neighbouring weights, how many come by one 128-bit load and are
+            spread by in-lane permutes; the others are broadcast loads. Permutes spare the load
+            ports, loads the shuffle ports, one of which Zen 4 shares with multiply-adds.
     """
 
     name: str
@@ -28,17 +29,15 @@ class Isa:
     fma_per_cycle: float = 2.0
     loads_per_cycle: float = 2.0
     hertz: float = 3.7e9
-    permutes_broadcast: bool = False
+    permuted_of_four: int = 0
 
     @property
     def vectors_per_group(self) -> int:
         return LANES // self.vector
 
 
-AVX512 = Isa("avx512", 16, 32, permutes_broadcast=True)
-AVX512_HALF_RATE = Isa(
-    "avx512", 16, 32, fma_per_cycle=1.0, loads_per_cycle=1.0, permutes_broadcast=True
-)
+AVX512 = Isa("avx512", 16, 32, permuted_of_four=4)
+AVX512_HALF_RATE = Isa("avx512", 16, 32, fma_per_cycle=1.0, loads_per_cycle=1.0, permuted_of_four=3)
 """AVX-512 on 256-bit units: Zen 4."""
 
 AVX2 = Isa("avx2", 8, 16)

@@ -63,8 +63,8 @@ class SellKernels:
         return tiles * (nnz * per_step + groups * _SELL_GROUP_CYCLES * layout.rows / 8)
 
     def _k_block(self, in_features: int) -> int:
-        """Even K blocks whose activations, two vectors of tokens wide, stay in 32 KB."""
-        blocks = -(-in_features // 256)
+        """Even K blocks whose activations, two vectors of tokens wide, leave room in 32 KB."""
+        blocks = -(-in_features // 192)
         return -(-in_features // blocks)
 
 

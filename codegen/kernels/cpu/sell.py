@@ -29,7 +29,6 @@ from sparsify.codegen.kernels.cpu.simd import (
     i64,
     intrinsic,
     load,
-    prefetch,
     prim_func,
     splat,
     store,
@@ -37,9 +36,6 @@ from sparsify.codegen.kernels.cpu.simd import (
     tiled_tasks,
 )
 from sparsify.layouts import LANES, Sell
-
-_AHEAD = 256
-"""Steps of the value stream, in floats, between a prefetch and its use."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +109,12 @@ class _Emitter:
         return result[0]
 
     def _bind_permute_controls(self) -> None:
-        # A constant control would let LLVM fold the permute back into four broadcast loads.
-        if self.spec.isa.permutes_broadcast:
-            zero = self.starts[0]
-            self.controls = [
-                bind(T.Broadcast(zero + lane, self.spec.isa.vector)) for lane in range(4)
-            ]
+        # A constant control would let LLVM fold the permute back into a broadcast load.
+        zero = self.starts[0]
+        width = self.spec.isa.vector
+        self.controls = [
+            bind(T.Broadcast(zero + lane, width)) for lane in range(self.spec.isa.permuted_of_four)
+        ]
 
     def _task(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
         spec = self.spec
@@ -171,7 +167,6 @@ class _Emitter:
 
     def _step(self, tile: LaneTile, total: Registers, slot: Expr, x_block: Expr) -> None:
         width, features = self.spec.isa.vector, self.spec.in_features
-        prefetch(self.values, slot + _AHEAD)
         for quad in range(0, self.rows, 4):
             packed = bind(self.columns[T.floordiv(slot, 4) + quad // 4])
             weights = self._weights(slot + quad)
@@ -185,13 +180,15 @@ class _Emitter:
 
     def _weights(self, slot: Expr) -> list[Expr]:
         """Four neighbouring values, each spread over a vector."""
-        width = self.spec.isa.vector
-        if not self.spec.isa.permutes_broadcast:
-            return [bind(splat(self.values[slot + r], width)) for r in range(4)]
-        quad = load(self.values, slot, 4)
-        spread = bind(T.Shuffle([quad] * (width // 4), list(range(4)) * (width // 4)))
-        name = f"llvm.x86.avx512.vpermilvar.ps.{32 * width}"
-        return [bind(intrinsic(f"float32x{width}", name, spread, c)) for c in self.controls]
+        width, permuted = self.spec.isa.vector, len(self.controls)
+        weights = []
+        if permuted:
+            quad = load(self.values, slot, 4)
+            spread = bind(T.Shuffle([quad] * (width // 4), list(range(4)) * (width // 4)))
+            name = f"llvm.x86.avx512.vpermilvar.ps.{32 * width}"
+            weights = [bind(intrinsic(f"float32x{width}", name, spread, c)) for c in self.controls]
+        broadcast = [bind(splat(self.values[slot + r], width)) for r in range(permuted, 4)]
+        return weights + broadcast
 
     def _finish(
         self,
