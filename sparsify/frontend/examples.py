@@ -255,8 +255,10 @@ def _same(got: list[Any], expected: list[Any]) -> bool:
         if not isinstance(b, torch.Tensor):
             if a != b:
                 return False
-        elif a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        elif not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True):
+        elif (
+            a.shape != b.shape
+            or a.dtype != b.dtype
+            or not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+        ):
             return False
     return True
