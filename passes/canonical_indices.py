@@ -173,7 +173,7 @@ def static_squeeze(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     x = node.args[0]
     shape = shape_of(x)
     if node.target == aten.squeeze.default:
-        wanted = range(len(shape))
+        wanted = list(range(len(shape)))
     else:
         given = node.args[1]
         wanted = [d % len(shape) for d in ([given] if isinstance(given, int) else given)]

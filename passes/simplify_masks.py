@@ -82,7 +82,7 @@ class SimplifyMasks(GraphPass):
             return Decision(_site(node), "index", "skipped", reason, self.name)
         count = len(indices)
         rank = max(i.meta["val"].dim() for i in indices)
-        places = [rank + r.dim for r in ramps]
+        places = [rank + r.dim for r in ramps if r is not None]
         order = sorted(range(count), key=places.__getitem__)
         with rewriter.graph.inserting_before(node):
             view = source

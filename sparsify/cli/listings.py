@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.table import Table
 
 from sparsify.cli import options
@@ -13,7 +15,7 @@ def targets(as_json: options.Json = False) -> None:
     """List the targets, and whether this machine can run their code."""
     from sparsify.codegen.target import Target, UnknownTarget, target_names
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in target_names():
         try:
             target = Target.parse(name)

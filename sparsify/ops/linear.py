@@ -1,6 +1,6 @@
 """The linear operator with its weight in any layout and its epilogue inside.
 
-    y = activation(x @ W.T + bias) + residual
+y = activation(x @ W.T + bias) + residual
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def _fake(
     features = x.shape[-2] if lanes else x.shape[-1]
     torch._check(
         features == in_features,
-        lambda: f"sparse_linear: x has {features} features in shape {tuple(x.shape)}, "
-        f"the weight takes {in_features}",
+        lambda: (
+            f"sparse_linear: x has {features} features in shape {tuple(x.shape)}, "
+            f"the weight takes {in_features}"
+        ),
     )
     if lanes:
         return x.new_empty((x.shape[0], out_features, x.shape[2]))
