@@ -13,7 +13,7 @@ import sympy
 import torch
 import tvm
 from torch import fx
-from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
+from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 from tvm import relax, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 from tvm.sym import Analyzer
@@ -135,13 +135,15 @@ class Lowering(ExportedProgramImporter):
         if isinstance(expression, sympy.Symbol):
             name = str(expression)
             return self.symbols.setdefault(name, tirx.Var(name, "int64"))
-        operands = [self._symbolic(arg) for arg in expression.args]
         combine = _OPERATIONS.get(type(expression))
+        operands = expression.args
+        if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and expression.exp > 0:
+            operands, combine = [expression.base] * int(expression.exp), _OPERATIONS[sympy.Mul]
         if combine is None:
             raise LoweringError(f"extent {expression}: no lowering for {type(expression).__name__}")
-        total = operands[0]
+        total = self._symbolic(operands[0])
         for operand in operands[1:]:
-            total = combine(total, operand)
+            total = combine(total, self._symbolic(operand))
         return total
 
     def tensor(self, node: Any) -> Any:
@@ -172,8 +174,8 @@ class Lowering(ExportedProgramImporter):
 _OPERATIONS = {
     sympy.Add: lambda a, b: a + b,
     sympy.Mul: lambda a, b: a * b,
-    sympy.Max: tirx.max,
-    sympy.Min: tirx.min,
+    Max: tirx.max,
+    Min: tirx.min,
     FloorDiv: tirx.floordiv,
     CleanDiv: tirx.floordiv,
     Mod: tirx.floormod,

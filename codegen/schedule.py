@@ -76,6 +76,8 @@ def _start_apart(schedule: Any, block: Any) -> None:
 
 def _vectorize_and_parallelize(schedule: Any, block: Any, vector: int) -> None:
     loops = schedule.get_loops(block)
+    if not loops:
+        return
     extents = [schedule.get(loop).extent for loop in loops]
     inner = extents[-1]
     if isinstance(inner, tirx.IntImm) and inner.value % vector == 0 and inner.value > 0:

@@ -1,4 +1,4 @@
-"""Which operators the back end can compile at all."""
+"""Which operators the back end can compile, and compiles rightly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from sparsify.codegen.operators import CONVERTERS
+from sparsify.codegen.trust import untrusted_reason
 
 _DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
@@ -29,7 +30,7 @@ def unsupported_reason(node: fx.Node) -> str | None:
             return f"{node.target} returns {type(result).__name__}, not tensors"
         if result.dtype not in _DTYPES:
             return f"{node.target} computes in {result.dtype}, for which there are no kernels"
-    return None
+    return untrusted_reason(node)
 
 
 @cache

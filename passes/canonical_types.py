@@ -62,16 +62,31 @@ def elementwise_promotion(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     first = 1 if node.target == aten.where.self else 0
     changed = False
-    args = list(node.args)
+    args, target = list(node.args), node.target
     for position in range(first, len(args)):
         operand = args[position]
         if is_tensor(operand) and operand.meta["val"].dtype != dtype:
             args[position] = cast(rewriter, operand, dtype)
             changed = True
+        elif dtype.is_floating_point and _is_size(operand):
+            args[position] = _counted(rewriter, operand, dtype)
+            changed = True
+            if target._overloadname == "Scalar":
+                target = target.overloadpacket.Tensor
         elif type(operand) is int and dtype.is_floating_point and node.target in _COMPARISON:
             args[position] = float(operand)
             changed = True
-    return rewriter.call(node.target, tuple(args), dict(node.kwargs)) if changed else None
+    return rewriter.call(target, tuple(args), dict(node.kwargs)) if changed else None
+
+
+def _is_size(operand: Any) -> bool:
+    return isinstance(operand, fx.Node) and isinstance(operand.meta.get("val"), torch.SymInt)
+
+
+def _counted(rewriter: Rewriter, size: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """A size as a tensor without dims: TVM has no cast from an extent to a float."""
+    ones = rewriter.call(aten.full.default, ([size], 1.0), {"dtype": dtype})
+    return rewriter.call(aten.sum.default, (ones,))
 
 
 def _computed_in(node: fx.Node) -> torch.dtype | None:
@@ -82,6 +97,7 @@ def _computed_in(node: fx.Node) -> torch.dtype | None:
         return result.dtype
     if node.target in _COMPARISON:
         operands = [a.meta["val"] if is_tensor(a) else a for a in node.args[:2]]
+        operands = [1 if _is_size(a) else a for a in operands]
         if any(isinstance(a, fx.Node) for a in operands):
             return None
         promoted = torch.result_type(*operands)
@@ -195,3 +211,17 @@ def finite_fill(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     ones = rewriter.call(node.target, (node.args[0], 1.0), dict(node.kwargs))
     return rewriter.call(aten.mul.Tensor, (ones, value))
+
+
+def bounded_integer_clamp(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """An integer clamp without one of its bounds: the importer puts infinity there."""
+    if node.target not in (aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default):
+        return None
+    dtype = node.meta["val"].dtype
+    options = arguments(node)
+    low, high = options.get("min"), options.get("max")
+    if dtype.is_floating_point or dtype == torch.bool or (low is not None and high is not None):
+        return None
+    limits = torch.iinfo(dtype)
+    low, high = limits.min if low is None else low, limits.max if high is None else high
+    return rewriter.call(aten.clamp.default, (options["self"], low, high))

@@ -23,6 +23,7 @@ from sparsify.passes.canonical_types import (
     boolean_arithmetic,
     boolean_comparison,
     boolean_reduction,
+    bounded_integer_clamp,
     cast_before_reduction,
     elementwise_promotion,
     explicit_alpha,
@@ -133,6 +134,7 @@ RULES: tuple[Rule, ...] = (
     boolean_arithmetic,
     boolean_comparison,
     finite_fill,
+    bounded_integer_clamp,
     elementwise_promotion,
 )
 

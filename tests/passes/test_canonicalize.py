@@ -257,6 +257,21 @@ def test_alpha_and_scales_are_written_out():
     assert targets(canonical(lambda x: F.elu(x, 0.5), X)) == [aten.elu.default]
 
 
+def test_sizes_in_float_arithmetic_are_tensors():
+    for function in (lambda x: x.sum(1) / x.shape[1], lambda x: x > x.shape[1]):
+        program = canonical(function, X)
+        for node in calls(program):
+            if node.target in (aten.div.Tensor, aten.gt.Tensor):
+                assert all(a.meta["val"].dtype == torch.float32 for a in node.all_input_nodes)
+        x = torch.randn(2, 9, 4) * 9
+        torch.testing.assert_close(program.run(x), function(x))
+
+
+def test_integer_clamps_have_both_bounds():
+    (node,) = calls(canonical(lambda x: x.clamp(max=3), int_input()))
+    assert node.args[1:] == (torch.iinfo(torch.int64).min, 3)
+
+
 def test_infinite_fills():
     program = canonical(lambda x: torch.full((x.shape[0], 1), float("-inf")) + x[:, :1, 0], X)
     fills = [n.args[1] for n in calls(program) if n.target == aten.full.default]
