@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsify.passes.analyze_weights import AnalyzeWeights
+from sparsify.passes.canonicalize import Canonicalize
+from sparsify.passes.fold_constants import FoldConstants
 from sparsify.passes.fuse_attention import FuseAttention
 from sparsify.passes.fuse_epilogue import FuseEpilogue
 from sparsify.passes.fuse_norm import FuseNorm
@@ -26,7 +28,9 @@ from sparsify.passes.sparse_linear import SparseLinear
 from sparsify.program import Pass
 
 PORTABLE: tuple[Pass, ...] = (
+    Canonicalize(),
     SimplifyMasks(),
+    FoldConstants(),
     FuseAttention(),
     MergeProjections(),
     SparseLinear(),
