@@ -76,7 +76,8 @@ def cells(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 example = inputs(batch, seq)
                 onnx = OnnxModel.export(model, example)
                 reference = float64_reference(model, example)
-                for count in given.threads:
+                # Most threads first: a peer's pool that begins on one processor stays there.
+                for count in sorted(given.threads, reverse=True):
                     shape = {"sparsity": sparsity, "batch": batch, "seq": seq, "threads": count}
                     with threads(count):
                         peers = model_peers(model, example, count, tuple(given.against), onnx)
