@@ -39,7 +39,7 @@ def untrusted_reason(node: fx.Node) -> str | None:
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
     found = {}
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for position, argument in enumerate(node.target._schema.arguments):
         if position < len(node.args):
             found[argument.name] = node.args[position]
         else:
