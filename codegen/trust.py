@@ -1,7 +1,8 @@
-"""Operators that TVM's importer reads wrongly or not at all, found by running every one.
+"""Operators that TVM's importer reads wrongly or not at all, as found by running them.
 
-``tests/codegen/test_importer.py`` compares the importer with PyTorch, operator by operator and
-with dynamic sizes. What canonicalisation (`sparsify.passes.canonicalize`) cannot put right is
+``tests/codegen/test_importer.py`` compares the importer with PyTorch on the operators of encoders
+and convolutional networks, with dynamic sizes. An operator that neither it nor this table names
+is compiled unproven. What canonicalisation (`sparsify.passes.canonicalize`) cannot put right is
 listed here, and stays with PyTorch.
 
 Left as it is: TVM's ``maximum``, ``clamp`` and ``relu`` do not propagate NaN as PyTorch's do.
