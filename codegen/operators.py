@@ -204,9 +204,24 @@ def _convert_slice(node: fx.Node, lowering: Lowering) -> Any:
     )
 
 
+def _convert_select(node: fx.Node, lowering: Lowering) -> Any:
+    """One entry of a dim, as a slice; TVM's importer would gather it, unchecked."""
+    a = arguments_of(node)
+    x = lowering.tensor(a["self"])
+    dim = a["dim"] % len(shape_of(x))
+    (begin,) = _extents(lowering, [a["index"]])
+    if isinstance(begin, tirx.IntImm) and begin.value < 0:
+        begin = shape_of(x)[dim] + begin
+    entry = lowering.block_builder.emit(
+        relax.op.strided_slice(x, [dim], [begin], [begin + 1], [1], assume_inbound=True)
+    )
+    return lowering.reshape(entry, lowering.type_of(node.meta["val"]).shape.values)
+
+
 CONVERTERS: dict[str, Callable[[fx.Node, Lowering], Any]] = {
     f"{name}.default": globals()[f"_convert_{name}"] for name in OPERATORS
 }
 CONVERTERS["embedding.default"] = _convert_embedding
 CONVERTERS["slice.Tensor"] = _convert_slice
+CONVERTERS["select.int"] = _convert_select
 """By the operator's bare name, as TVM's importer looks converters up."""
