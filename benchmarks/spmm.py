@@ -228,7 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
         files = [sys.stdout] if given.json else []
         if given.output is not None:
             files.append(stack.enter_context(given.output.open("w")))
-        for count, group, tokens in product(given.threads, collected, given.tokens):
+        # The most threads first: those that a peer starts keep to the processors of that moment.
+        counts = sorted(given.threads, reverse=True)
+        for count, group, tokens in product(counts, collected, given.tokens):
             found = list(measure(kernels, group, tokens, given, count))
             cells += found
             console.print(table(found))
