@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -92,17 +91,16 @@ def test_encoder_weights_take_at_most_a_quarter_of_dense(
     assert (tmp_path / "minilm.sparsify").stat().st_size - rest <= dense / 4 + overhead
 
 
-def test_a_second_compilation_takes_under_four_seconds(
-    compiled: CompiledModel, pruned: nn.Module
+def test_a_second_compilation_runs_no_pass(
+    compiled: CompiledModel, pruned: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of CPU time, the best of three: other work may share the machine."""
-    seconds = []
-    for _ in range(3):
-        started = time.process_time()
-        again = sparsify.compile(pruned, tokens(1, 128, 128), num_threads=2)
-        seconds.append(time.process_time() - started)
-        assert again.report.facts["cached"] is True
-    assert min(seconds) < 4, seconds
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a compilation from the cache got this far")
+
+    monkeypatch.setattr("sparsify.compiler.normalise", refused)
+    monkeypatch.setattr("sparsify.codegen.build.compile_library", refused)
+    again = sparsify.compile(pruned, tokens(1, 128, 128), num_threads=2)
+    assert again.report.facts["cached"] is True
 
 
 def test_a_fresh_process_gets_the_same(compiled: CompiledModel, tmp_path: Path) -> None:
