@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
@@ -223,9 +222,3 @@ def choose(dynamic: bool, condition: Expr, yes: Callable[[], None], no: Callable
             yes()
         with T.Else():
             no()
-
-
-def compile_kernel(function: Any, target: Any) -> Any:
-    """Builds one PrimFunc for calls from Python (tests, benchmarks, tuning)."""
-    name = function.attrs["global_symbol"] if function.attrs else "main"
-    return tvm.compile(tvm.IRModule({name: function}), target=target)[name]
