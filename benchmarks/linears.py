@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from sparsify.layouts import LANES, Layout
+from sparsify.contracts import CostModel
+from sparsify.layouts import LANES, Layout, WeightStats
 from sparsify.ops import to_lanes
 
 
@@ -56,14 +57,33 @@ class Calls:
     y: torch.Tensor
 
 
+def built(kernels: Iterable[Any], target: Any) -> Any:
+    """The functions of all kernels, by name, in one library on our thread pool."""
+    import tvm
+
+    from sparsify.codegen.runtime import pool
+
+    module = tvm.IRModule({kernel.name: kernel.build() for kernel in kernels})
+    with tempfile.TemporaryDirectory(prefix="linears-") as folder:
+        path = Path(folder, "kernels.so")
+        tvm.compile(module, target=target.tvm()).export_library(str(path))
+        functions = tvm.runtime.load_module(str(path))
+        pool.redirect(path)
+    return functions
+
+
+def cheapest(cost: CostModel, stats: WeightStats, tokens: int) -> Layout:
+    """What the compiler chooses: the fastest by prediction of the layouts that fit."""
+    shape, nnz = stats.shape, stats.nnz
+    fitting = [c for c in cost.candidates(shape, nnz, tokens) if c.fits(stats) is None]
+    return min(fitting, key=lambda layout: cost.linear_seconds(layout, shape, nnz, tokens))
+
+
 class Kernels:
-    """Every kernel that the cells need, in one library on our thread pool."""
+    """Every kernel in lanes that the cells need."""
 
     def __init__(self, weights: Sequence[Weight], tokens: Iterable[int], counts: Iterable[int]):
-        import tvm
-
         from sparsify.codegen.cost import CpuCostModel
-        from sparsify.codegen.runtime import pool
         from sparsify.codegen.target import Target
 
         self.target = Target.parse("native")
@@ -74,21 +94,10 @@ class Kernels:
             for weight, n, count in cells
             for kernel in self._route(weight.shape, self.layout(weight, n, count))
         ]
-        module = tvm.IRModule({kernel.name: kernel.build() for kernel in needed})
-        with tempfile.TemporaryDirectory(prefix="spmm-") as folder:
-            path = Path(folder, "kernels.so")
-            tvm.compile(module, target=self.target.tvm()).export_library(str(path))
-            self._functions = tvm.runtime.load_module(str(path))
-            pool.redirect(path)
+        self._functions = built(needed, self.target)
 
     def layout(self, weight: Weight, tokens: int, count: int) -> Layout:
-        """What the compiler chooses: the cheapest by prediction."""
-        cost, nnz = self._costs[count], weight.nnz
-
-        def seconds(layout: Layout) -> float:
-            return cost.linear_seconds(layout, weight.shape, nnz, tokens)
-
-        return min(cost.candidates(weight.shape, nnz), key=seconds)
+        return cheapest(self._costs[count], WeightStats(weight.shape, weight.nnz), tokens)
 
     def _route(self, shape: tuple[int, int], layout: Layout) -> tuple[Any, Any, Any]:
         from sparsify.codegen.kernels.cpu.lanes import FromLanes, ToLanes
@@ -96,7 +105,7 @@ class Kernels:
 
         out, features = shape
         isa = self.target.isa
-        kernel = linear_kernels(layout).kernel(isa, LinearSite(out, features), layout)
+        kernel = linear_kernels(layout, LANES).kernel(isa, LinearSite(out, features), layout)
         return ToLanes(isa, features), kernel, FromLanes(isa, out)
 
     def calls(self, weight: Weight, x: torch.Tensor, layout: Layout) -> Calls:

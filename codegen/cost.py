@@ -1,6 +1,7 @@
 """Predicted time of a linear operator on a CPU: cycles by its kernels' own formula, over the clock.
 
-The formulas were fitted on Zen 4 and Zen 5; the clock is nominal, so ratios mean more than times.
+The formulas were fitted on Zen 4 and a server Intel; the clock is nominal, so ratios mean more
+than times.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from sparsify.codegen.registry import all_linear_kernels, linear_kernels
 from sparsify.codegen.target import Target
-from sparsify.layouts import Layout
+from sparsify.layouts import Layout, form_of
 
 _BYTES_PER_SECOND = 15e9
 """Memory bandwidth that one core may count on when the weight comes from memory."""
@@ -26,14 +27,17 @@ class CpuCostModel:
         self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
         isa = self.target.isa
-        cycles = linear_kernels(layout).cycles(isa, layout, shape, nnz, tokens)
+        kernels = linear_kernels(layout, tokens)
+        seconds = kernels.cycles(isa, layout, shape, nnz, tokens) / isa.hertz
+        tasks = kernels.tasks(isa, layout, shape, tokens)
+        longest = -(-tasks // self.threads) / tasks
         streaming = layout.estimate_nbytes(shape, nnz) / _BYTES_PER_SECOND
-        return max(cycles / isa.hertz / self.threads, streaming)
+        return max(seconds * longest, streaming)
 
-    def candidates(self, shape: tuple[int, int], nnz: int) -> tuple[Layout, ...]:
-        found = [
+    def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
+        return tuple(
             layout
             for kernels in all_linear_kernels()
+            if kernels.form == form_of(tokens)
             for layout in kernels.candidates(self.target.isa, shape, nnz)
-        ]
-        return tuple(found)
+        )

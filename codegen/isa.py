@@ -20,7 +20,9 @@ class Isa:
         hertz: nominal clock, for predictions only.
         permuted_of_four: of four neighbouring weights, how many come by one 128-bit load and are
             spread by in-lane permutes; the others are broadcast loads. Permutes spare the load
-            ports, loads the shuffle ports, one of which Zen 4 shares with multiply-adds.
+            ports, of which Zen 5 has two for whole vectors and scalars together; loads spare the
+            shuffle ports, one of which Zen 4 and server Intel share with multiply-adds.
+        vbmi2: AVX-512 that also expands and compresses 16-bit lanes.
     """
 
     name: str
@@ -30,13 +32,17 @@ class Isa:
     loads_per_cycle: float = 2.0
     hertz: float = 3.7e9
     permuted_of_four: int = 0
+    vbmi2: bool = False
 
     @property
     def vectors_per_group(self) -> int:
         return LANES // self.vector
 
 
-AVX512 = Isa("avx512", 16, 32, permuted_of_four=4)
+AVX512 = Isa("avx512", 16, 32)
+"""Server Intel from Ice Lake on, and whatever is not known better."""
+
+AVX512_ZEN5 = Isa("avx512", 16, 32, permuted_of_four=4)
 AVX512_HALF_RATE = Isa("avx512", 16, 32, fma_per_cycle=1.0, loads_per_cycle=1.0, permuted_of_four=3)
 """AVX-512 on 256-bit units: Zen 4."""
 

@@ -21,6 +21,7 @@ from tvm.sym import Analyzer
 from sparsify.codegen import operators
 from sparsify.codegen.registry import Kernel
 from sparsify.codegen.target import Target
+from sparsify.effects import written_by
 from sparsify.program import Program
 
 
@@ -80,6 +81,23 @@ class Lowering(ExportedProgramImporter):
                 results = relax.Tuple([self.env[value] for value in output.args[0]])
                 returned = self.block_builder.emit_output(results)
             self.block_builder.emit_func_output(returned)
+        self._check_writes(name)
+
+    def _check_writes(self, name: str) -> None:
+        """TVM drops what no result depends on, calls that store into an input among it."""
+        writes = [node for node in self.program.graph.nodes if written_by(node)]
+        if not writes:
+            return
+        function = self.block_builder.get()[name]
+        kept = relax.analysis.remove_all_unused(function)
+        alive = {binding.var for block in kept.body.blocks for binding in block.bindings}
+        for node in writes:
+            if self.env[node] not in alive:
+                raise LoweringError(
+                    f"node {node.name}: operator {node.target} changes "
+                    f"{', '.join(n.name for n in written_by(node))}, but no result depends on it "
+                    "after lowering; a reader's kernel must take the result of the write"
+                )
 
     def _convert(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
@@ -156,14 +174,19 @@ class Lowering(ExportedProgramImporter):
         tensors: Sequence[Any],
         shape: Sequence[Any],
         integers: Sequence[Any] = (),
+        dtype: str = "float32",
     ) -> Any:
-        """Calls a kernel that fills one fp32 tensor of ``shape``."""
+        """Calls a kernel that fills one tensor of ``shape``.
+
+        The kernel may also change tensors that it is given, if they are inputs of the program:
+        calls stay in the order of the graph, and inputs keep their memory.
+        """
         if kernel.name not in self.kernels:
             self.kernels[kernel.name] = self.block_builder.add_func(kernel.build(), kernel.name)
         call = relax.call_tir(
             self.kernels[kernel.name],
             [*(t for t in tensors if t is not None), *integers],
-            relax.TensorType(shape, "float32"),
+            relax.TensorType(shape, dtype),
         )
         return self.block_builder.emit(call)
 

@@ -1,7 +1,8 @@
 """Which kernels serve a linear operator whose weight is in a given layout.
 
 A layout becomes usable on a target by one file of kernels that registers a `LinearKernels` for
-it. Passes, the cost model and lowering find it here and need no change.
+it, for activations in lanes (many tokens), as rows (few tokens), or one for each. Passes, the cost
+model and lowering find it here and need no change.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sparsify.codegen.isa import Isa
-from sparsify.layouts import Layout
+from sparsify.layouts import Form, Layout, form_of
 
 
 class Kernel(Protocol):
@@ -36,43 +37,59 @@ class LinearSite:
 
 
 class LinearKernels(Protocol):
-    """The kernels of one layout on CPUs."""
+    """The kernels of one layout on CPUs, for one form of activations."""
 
     @property
     def layout(self) -> type[Layout]: ...
+
+    @property
+    def form(self) -> Form: ...
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Layout, ...]:
         """Parameter choices worth considering for a weight of this shape and nonzero count."""
         ...
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Any) -> Kernel:
-        """Takes ``(x, *packed tensors[, bias][, residual], y)``, activations in lanes."""
+        """Takes ``(x, *packed tensors[, bias][, residual], y)``, activations in ``form``."""
         ...
 
     def cycles(self, isa: Isa, layout: Any, shape: tuple[int, int], nnz: int, tokens: int) -> float:
         """Predicted core cycles of one call on one thread."""
         ...
 
+    def tasks(self, isa: Isa, layout: Any, shape: tuple[int, int], tokens: int) -> int:
+        """Equal parts into which one call is divided between threads."""
+        ...
 
-_LINEAR: dict[str, LinearKernels] = {}
+
+_LINEAR: dict[tuple[str, Form], LinearKernels] = {}
 
 
 def register_linear(kernels: LinearKernels) -> None:
-    known = _LINEAR.setdefault(kernels.layout.name, kernels)
+    known = _LINEAR.setdefault((kernels.layout.name, kernels.form), kernels)
     if type(known) is not type(kernels):
-        raise ValueError(f"layout {kernels.layout.name!r} already has kernels: {type(known)}")
+        raise ValueError(
+            f"layout {kernels.layout.name!r} already has kernels for {kernels.form}: {type(known)}"
+        )
 
 
-def linear_kernels(layout: Layout) -> LinearKernels:
-    """The kernels of a layout.
+def linear_kernels(layout: Layout, tokens: int) -> LinearKernels:
+    """The kernels that serve a layout at a token count.
+
+    Those for the form of so many tokens, else those for the other: activations are converted
+    around them.
 
     Raises:
         LookupError: naming the layouts that have kernels.
     """
     _load()
-    if layout.name not in _LINEAR:
-        raise LookupError(f"no CPU kernel for layout {layout.spec!r}; there are {sorted(_LINEAR)}")
-    return _LINEAR[layout.name]
+    wanted = form_of(tokens)
+    other: Form = "lanes" if wanted == "rows" else "rows"
+    for form in (wanted, other):
+        if (layout.name, form) in _LINEAR:
+            return _LINEAR[layout.name, form]
+    known = sorted({name for name, _ in _LINEAR})
+    raise LookupError(f"no CPU kernel for layout {layout.spec!r}; there are {known}")
 
 
 def all_linear_kernels() -> tuple[LinearKernels, ...]:

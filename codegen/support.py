@@ -9,6 +9,7 @@ from torch import fx
 
 from sparsify.codegen.operators import CONVERTERS
 from sparsify.codegen.trust import untrusted_reason
+from sparsify.effects import is_written
 
 _DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
@@ -30,6 +31,9 @@ def unsupported_reason(node: fx.Node) -> str | None:
             return f"{node.target} returns {type(result).__name__}, not tensors"
         if result.dtype not in _DTYPES:
             return f"{node.target} computes in {result.dtype}, for which there are no kernels"
+    if name not in CONVERTERS and any(map(is_written, node.all_input_nodes)):
+        # TVM fuses its own kernels, and so moves them past calls that it takes for independent.
+        return f"{node.target} reads a tensor that the program changes in place"
     return untrusted_reason(node)
 
 

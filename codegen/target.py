@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparsify.codegen.isa import AVX2, AVX512, AVX512_HALF_RATE, NEON, Isa
+from sparsify.codegen.isa import AVX2, AVX512, AVX512_HALF_RATE, AVX512_ZEN5, NEON, Isa
 
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+_VBMI2 = "avx512vbmi2"
+_AVX512_ISAS = {"znver4": AVX512_HALF_RATE, "znver5": AVX512_ZEN5}
 
 
 class UnknownTarget(ValueError):
@@ -82,7 +84,8 @@ def _x86(name: str, cpu: str, features: tuple[str, ...], isa: Isa) -> Target:
     spec: list[tuple[str, Any]] = [("kind", "llvm"), ("mtriple", "x86_64-linux-gnu"), ("mcpu", cpu)]
     if isa.vector == 16:
         # LLVM would split 512-bit vectors in two where it thinks them slow.
-        spec.append(("mattr", ("-prefer-256-bit",)))
+        more = tuple(f"+{feature}" for feature in (_VBMI2,) if feature in features)
+        spec.append(("mattr", ("-prefer-256-bit", *more)))
     return Target(name, tuple(spec), features, isa)
 
 
@@ -116,6 +119,17 @@ def host_cpu() -> str:
 
 
 @cache
+def host_model() -> str:
+    """This machine's CPU as the operating system names it, and its name in LLVM."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor())} ({host_cpu()})"
+
+
+@cache
 def host_features() -> frozenset[str]:
     """LLVM's names of the features this machine has, as the operating system reports them.
 
@@ -128,7 +142,8 @@ def host_features() -> frozenset[str]:
         return _features_by_name()
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     found = set(flags.partition(":")[2].split())
-    return frozenset(found | ({"neon"} if "asimd" in found else set()))
+    named = {"asimd": "neon", "avx512_vbmi2": _VBMI2}
+    return frozenset(found | {name for flag, name in named.items() if flag in found})
 
 
 def _features_by_name() -> frozenset[str]:
@@ -152,7 +167,10 @@ def _native() -> Target:
         spec = (("kind", "llvm"), ("mtriple", triple), ("mcpu", cpu), ("mattr", ("+neon",)))
         return Target(f"native ({cpu})", spec, ("neon",), NEON)
     if have.issuperset(_AVX512):
-        isa = AVX512_HALF_RATE if cpu == "znver4" else AVX512
+        isa = _AVX512_ISAS.get(cpu, AVX512)
+        if _VBMI2 in have:
+            isa = replace(isa, vbmi2=True)
+            return _x86(f"native ({cpu})", cpu, (*_AVX512, _VBMI2), isa)
         return _x86(f"native ({cpu})", cpu, _AVX512, isa)
     if have.issuperset(_AVX2):
         return _x86(f"native ({cpu})", "x86-64-v3", _AVX2, AVX2)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify import ops
+from sparsify.contracts import PassContext, PassResult
 from sparsify.layouts import WeightStats
 from sparsify.passes.graph import arguments, aten
 from sparsify.passes.sites import linear_site, site_name, stored_weight
-from sparsify.program import PassContext, PassResult, Program, ProgramSet
+from sparsify.program import Program, ProgramSet
 
 _LINEAR = ops.sparse_linear.overload
 

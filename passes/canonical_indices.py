@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from sparsify.passes.canonical_types import cast
 from sparsify.passes.graph import Extent, arguments, aten, same, shape_of
 from sparsify.passes.iota import UNCHANGED, iota
-from sparsify.program import Rewriter
+from sparsify.rewriter import Rewriter
 
 
 def _extent(rewriter: Rewriter, x: fx.Node, dim: int) -> int | fx.Node:

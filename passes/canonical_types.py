@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from sparsify.passes.graph import arguments, aten, is_tensor
-from sparsify.program import Rewriter
+from sparsify.rewriter import Rewriter
 
 
 def _overloads(names: str, kinds: str) -> set[Any]:

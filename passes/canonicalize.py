@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from sparsify.contracts import GraphPass, PassContext
 from sparsify.passes.canonical_indices import (
     cat_without_empties,
     index_leading,
@@ -33,8 +34,9 @@ from sparsify.passes.canonical_types import (
 )
 from sparsify.passes.graph import arguments, aten, same_shape, shape_of
 from sparsify.passes.iota import is_whole_slice
-from sparsify.program import GraphPass, PassContext, Rewriter
+from sparsify.passes.strided import let_views_copy
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 Rule = Callable[[Rewriter, fx.Node], fx.Node | None]
 """The value that replaces a node, inserted before it; None where the rule does not apply."""
@@ -80,6 +82,7 @@ def remove_identity(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     if not _is_identity(node, source) or _returns_an_input(node, source):
         return None
+    let_views_copy(node, source)
     return source
 
 

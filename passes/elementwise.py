@@ -1,4 +1,4 @@
-"""Which operators compute each element alone, and can so run on activations in lanes."""
+"""Operators that compute each element alone: activations, and what can run in lanes."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ _TARGETS = frozenset(
         aten.tanh.default,
     }
 )
+_ACTIVATIONS: dict[Any, str] = {
+    aten.relu.default: "relu",
+    aten.silu.default: "silu",
+    aten.tanh.default: "tanh",
+}
+_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
+
+
+def activation_of(node: fx.Node | None) -> str | None:
+    """The name in `sparsify.ops.ACTIVATIONS` of what a node computes, None when it has none."""
+    if node is None:
+        return None
+    if node.target == aten.gelu.default:
+        return _GELUS.get(arguments(node)["approximate"])
+    return _ACTIVATIONS.get(node.target)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from sparsify.passes.graph import Extent, aten
-from sparsify.program import Rewriter
+from sparsify.rewriter import Rewriter
 
 _FOLDS: dict[type, Callable[..., Any]] = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 _DIVISIONS = ("FloorDiv", "CleanDiv")

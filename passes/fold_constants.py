@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from sparsify.contracts import GraphPass, PassContext
 from sparsify.passes.graph import aten
-from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 _FILLS = (aten.full.default, aten.full_like.default, aten.scalar_tensor.default)
 """Left in the graph: other passes read the one value, and TVM folds it into its users."""
@@ -79,7 +80,7 @@ class FoldConstants(GraphPass):
     ) -> Decision:
         region = _region(node, constant)
         sources = [n for n in map(rewriter.weight_name, region) if n is not None]
-        name = _unused_name(rewriter, sources, node)
+        name = _unused_name(rewriter, sources, node, value)
         weight = rewriter.add_weight(name, value)
         constant.add(weight)
         rewriter.replace(node, weight)
@@ -136,12 +137,12 @@ def _evaluate(rewriter: Rewriter, node: fx.Node, values: dict[fx.Node, Any]) -> 
     return values[node]
 
 
-def _unused_name(rewriter: Rewriter, sources: list[str], node: fx.Node) -> str:
+def _unused_name(rewriter: Rewriter, sources: list[str], node: fx.Node, value: torch.Tensor) -> str:
     """Named after what it is made of: ``conv.weight.original0/1`` give ``conv.weight_folded``."""
     levels = zip(*(name.split(".") for name in sources), strict=False)
     shared = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
     base = ".".join(level[0] for level in shared) or node.name
-    taken = {rewriter.weight_name(n) for n in rewriter.nodes}
     # A suffix, not a level: "w" cannot be both a tensor and a module that holds tensors.
     candidates = itertools.chain(("",), (f"_{i}" for i in itertools.count(1)))
-    return next(name for i in candidates if (name := f"{base}_folded{i}") not in taken)
+    names = (f"{base}_folded{i}" for i in candidates)
+    return next(name for name in names if rewriter.may_name(name, value))

@@ -10,21 +10,19 @@ import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.passes.extents import Extents
+from sparsify.contracts import GraphPass, PassContext
 from sparsify.passes.graph import (
     Extent,
     arguments,
     aten,
-    past_copies,
-    product,
     same,
-    same_shape,
     shape_of,
 )
+from sparsify.passes.heads import Heads, as_rows, heads_of, replace_by_rows
 from sparsify.passes.sites import common_head, site_name
-from sparsify.passes.strided import is_view, strided
-from sparsify.program import GraphPass, PassContext, Rewriter
+from sparsify.passes.strided import strided
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,12 @@ class FuseAttention(GraphPass):
         options = arguments(node)
         query, key, value = (options[name] for name in ("query", "key", "value"))
         heads, head_dim = shape_of(query)[1], shape_of(query)[3]
-        split = [_heads(operand) for operand in (query, key, value)]
+        split = [heads_of(operand) for operand in (query, key, value)]
         kv_heads = _shared_heads(split[1], split[2], shape_of(key)[1])
         split[1:] = [part if part and part.count == kv_heads else None for part in split[1:]]
         with rewriter.graph.inserting_before(node):
             parts = [
-                _as_rows(rewriter, operand) if part is None else part.rows(rewriter)
+                as_rows(rewriter, operand) if part is None else part.rows(rewriter)
                 for operand, part in zip((query, key, value), split, strict=True)
             ]
             scale = options["scale"]
@@ -84,26 +82,13 @@ class FuseAttention(GraphPass):
                     options["is_causal"],
                 ),
             )
-            _replace_output(rewriter, node, rows)
+            replace_by_rows(rewriter, node, rows)
         names = ("query", "key", "value")
         moved = [name for name, part in zip(names, split, strict=True) if part is None]
         reason = f"{heads} heads of {head_dim} features read straight from the projections"
         if moved:
             reason = f"fused; {' and '.join(moved)} are computed after the split and copied back"
         return Decision(site, "attention", "rewritten", reason, self.name)
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """``count`` heads of a row-major tensor ``[b, length, features]``, from ``offset`` on."""
-
-    base: fx.Node
-    shape: tuple[Extent, Extent, int]
-    count: int
-    offset: int
-
-    def rows(self, rewriter: Rewriter) -> fx.Node:
-        return _reshape(rewriter, self.base, self.shape)
 
 
 def _misfit(node: fx.Node) -> str | None:
@@ -146,61 +131,11 @@ def _site(rewriter: Rewriter, node: fx.Node) -> str:
     return ".".join(common) or node.name
 
 
-def _heads(operand: fx.Node) -> _Heads | None:
-    """How ``[b, heads, length, head_dim]`` is cut from a row-major tensor, None when it is not."""
-    view = strided(operand)
-    batch, heads, length, head_dim = shape_of(operand)
-    over_batch, over_heads, over_length, inner = view.dims
-    if inner != (((head_dim, 1),) if head_dim != 1 else ()):
-        return None
-    if heads == 1 or not over_heads or same(over_heads[0][1], 0):
-        count = 1
-    elif same(over_heads[0][1], head_dim) and isinstance(over_heads[0][0], int):
-        count = over_heads[0][0]
-    else:
-        return None
-    if any(not same(stride, 0) for _, stride in over_heads[1:]):
-        return None
-    numel = product(shape_of(view.base))
-    if over_length:
-        features = over_length[0][1]
-    elif over_batch:
-        features = over_batch[0][1]
-    else:
-        features = numel
-    if not isinstance(features, int) or not isinstance(view.offset, int):
-        return None
-    whole = (
-        len(over_length) <= 1
-        and over_batch in ((), ((batch, over_batch[0][1]),) if over_batch else ())
-        and (not over_batch or same(over_batch[0][1], length * features))
-        and same(numel, batch * length * features)
-    )
-    if not whole or view.offset < 0 or view.offset + count * head_dim > features:
-        return None
-    return _Heads(view.base, (batch, length, features), count, view.offset)
-
-
-def _shared_heads(key: _Heads | None, value: _Heads | None, full: Extent) -> Extent:
+def _shared_heads(key: Heads | None, value: Heads | None, full: Extent) -> Extent:
     """How many heads key and value are read with: all, unless both are stored unrepeated."""
     if key is not None and value is not None and key.count == value.count:
         return key.count
     return full
-
-
-def _as_rows(rewriter: Rewriter, operand: fx.Node) -> fx.Node:
-    """``[b, heads, length, head_dim]`` -> ``[b, length, heads * head_dim]`` by a transposition."""
-    batch, heads, length, head_dim = shape_of(operand)
-    turned = rewriter.call(aten.permute.default, (past_copies(operand), [0, 2, 1, 3]))
-    return _reshape(rewriter, turned, (batch, length, heads * head_dim))
-
-
-def _reshape(rewriter: Rewriter, node: fx.Node, shape: tuple[Extent, ...]) -> fx.Node:
-    if same_shape(shape_of(node), shape):
-        return node
-    extents = Extents(rewriter)
-    sizes = [extents.node(extent) for extent in shape]
-    return rewriter.call(aten.reshape.default, (node, sizes))
 
 
 def _mask(rewriter: Rewriter, mask: Any) -> fx.Node | None:
@@ -210,27 +145,3 @@ def _mask(rewriter: Rewriter, mask: Any) -> fx.Node | None:
     while len(shape_of(mask)) < 4:
         mask = rewriter.call(aten.unsqueeze.default, (mask, 0))
     return mask
-
-
-def _replace_output(rewriter: Rewriter, node: fx.Node, rows: fx.Node) -> None:
-    """Sends the users of ``[b, heads, length, head_dim]`` to the row-major result.
-
-    A user that only undoes the split becomes the result itself.
-    """
-    batch, heads, length, head_dim = shape_of(node)
-    split = _reshape(rewriter, rows, (batch, length, heads, head_dim))
-    turned = rewriter.call(aten.permute.default, (split, [0, 2, 1, 3]))
-    rewriter.replace(node, turned)
-    pending = list(turned.users)
-    while pending:
-        user = pending.pop()
-        if not is_view(user):
-            continue
-        pending.extend(user.users)
-        view = strided(user)
-        if view.base is rows and view.is_whole:
-            with rewriter.graph.inserting_before(user):
-                rewriter.replace(user, _reshape(rewriter, rows, shape_of(user)))
-        elif user.target == aten.view.default:
-            # Strides differ from those of the attention; a view may have to copy now.
-            user.target = aten.reshape.default

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx
 
 from sparsify import ops
+from sparsify.contracts import GraphPass, PassContext
+from sparsify.passes.elementwise import activation_of
 from sparsify.passes.graph import (
     arguments,
     aten,
@@ -20,16 +21,10 @@ from sparsify.passes.graph import (
     sole_user,
 )
 from sparsify.passes.sites import linear_site
-from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 _LINEAR = ops.sparse_linear.overload
-_ACTIVATIONS: dict[Any, str] = {
-    aten.relu.default: "relu",
-    aten.silu.default: "silu",
-    aten.tanh.default: "tanh",
-}
-_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class FuseEpilogue(GraphPass):
         last, done = node, []
         if options["activation"] == "none" and options["residual"] is None:
             user = sole_user(last)
-            activation = _activation_of(user)
+            activation = activation_of(user)
             if user is not None and activation is not None:
                 options["activation"] = activation
                 last = user
@@ -85,24 +80,16 @@ class FuseEpilogue(GraphPass):
         erase_dead(rewriter, last)
         reason = f"{' and '.join(done)} computed before the result is stored"
         yield Decision(site, "epilogue", "rewritten", reason, self.name)
-        if options["residual"] is not None and _activation_of(sole_user(fused)) is not None:
+        if options["residual"] is not None and activation_of(sole_user(fused)) is not None:
             reason = "an activation follows the residual addition; the kernel adds last"
             yield Decision(site, "epilogue", "skipped", reason, self.name)
 
     def _explain(self, site: str, node: fx.Node) -> Iterable[Decision]:
         """Why an activation that reads this linear was not fused."""
-        readers = [user for user in node.users if _activation_of(user) is not None]
+        readers = [user for user in node.users if activation_of(user) is not None]
         if readers and len(node.users) > 1:
             reason = f"{readers[0].name} cannot be fused: {len(node.users)} nodes read the linear"
             yield Decision(site, "epilogue", "skipped", reason, self.name)
-
-
-def _activation_of(node: fx.Node | None) -> str | None:
-    if node is None:
-        return None
-    if node.target == aten.gelu.default:
-        return _GELUS.get(arguments(node)["approximate"])
-    return _ACTIVATIONS.get(node.target)
 
 
 def _residual(value: fx.Node, user: fx.Node | None) -> fx.Node | str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from sparsify import ops
+from sparsify.contracts import GraphPass, PassContext
 from sparsify.passes.graph import (
     arguments,
     aten,
@@ -20,8 +21,8 @@ from sparsify.passes.graph import (
     shape_of,
 )
 from sparsify.passes.sites import site_name
-from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class FuseNorm(GraphPass):
     After::
 
         fused_norm(x, weight, bias, eps, "layer" | "rms")
+
+    A transposition before it that leaves the features last comes after it instead, where passes
+    that look for the split into heads expect it.
     """
 
     name = "fuse_norm"
@@ -52,14 +56,29 @@ class FuseNorm(GraphPass):
             if reason is not None:
                 yield Decision(site, operator, "skipped", reason, self.name)
                 continue
+            x = past_copies(found.x)
+            turned = _keeps_features(x)
+            source = operand(x) if turned else found.x
             with rewriter.graph.inserting_before(node):
                 call = rewriter.call(
                     ops.fused_norm.overload,
-                    (found.x, found.weight, found.bias, found.epsilon, found.kind),
+                    (source, found.weight, found.bias, found.epsilon, found.kind),
                 )
+                if turned:
+                    call = rewriter.call(x.target, (call, *x.args[1:]))
             rewriter.replace(node, call)
             reason = f"normalises {shape_of(node)[-1]} features in one kernel"
             yield Decision(site, operator, "rewritten", reason, self.name)
+
+
+def _keeps_features(node: fx.Node) -> bool:
+    """Whether a node is a transposition that leaves the last dimension in its place."""
+    rank = len(shape_of(node))
+    if node.target == aten.permute.default:
+        return operand(node, 1)[-1] % rank == rank - 1
+    if node.target == aten.transpose.int:
+        return rank - 1 not in (operand(node, 1) % rank, operand(node, 2) % rank)
+    return False
 
 
 @dataclass(frozen=True)

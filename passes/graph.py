@@ -9,7 +9,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import optimization_hint, statically_known_true
 
-from sparsify.program import Rewriter
+from sparsify.effects import written_by
+from sparsify.rewriter import Rewriter
 
 aten = torch.ops.aten
 Extent = int | torch.SymInt
@@ -80,7 +81,7 @@ def past_copies(node: Any) -> Any:
 
 def erase_dead(rewriter: Rewriter, node: fx.Node) -> None:
     """Erases a call that nothing reads, and whatever fed it alone: dead readers mislead matches."""
-    if node.op != "call_function" or node.users or node._erased:
+    if node.op != "call_function" or node.users or node._erased or written_by(node):
         return
     operands = node.all_input_nodes
     rewriter.graph.erase_node(node)

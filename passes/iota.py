@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from sparsify.passes.graph import Extent, arguments, aten, same, shape_of
-from sparsify.program import Rewriter
+from sparsify.rewriter import Rewriter
 
 Scalar = int | float | bool
 

@@ -9,9 +9,11 @@ from itertools import groupby
 import torch
 from torch import fx
 
+from sparsify.contracts import GraphPass, PassContext
+from sparsify.effects import order_of_effects
 from sparsify.plan import REGION, Kind, Sizes, is_number
-from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 Unsupported = Callable[[fx.Node], str | None]
 
@@ -37,11 +39,13 @@ class Partition(GraphPass):
     After::
 
         x -> linear  |  -> histc -> add  |  -> linear -> y
+          forward_      forward_            forward_
           region_0      region_1            region_2
           compiled      torch               compiled
 
     Regions are as large and as few as the order of the graph allows: all that can run of one
-    kind runs before the other kind gets its turn. A compiled region of a few cheap operators
+    kind runs before the other kind gets its turn. Calls that change a tensor and calls that read it
+    keep their order. A compiled region of a few cheap operators
     between operators left to PyTorch is left to PyTorch as well. A program that can be compiled
     throughout is one region. Specialising: run it last, with ``PassContext.unsupported``.
 
@@ -74,12 +78,13 @@ class Partition(GraphPass):
             left.update(found)
             regions = graph.regions(left)
         ordered = []
-        for i, (kind, nodes) in enumerate(regions):
+        named = [(f"{rewriter.name}_region_{i}", *r) for i, r in enumerate(regions)]
+        for name, kind, nodes in named:
             for node in nodes:
-                node.meta[REGION] = (f"region_{i}", kind)
+                node.meta[REGION] = (name, kind)
                 ordered.append(node)
         _reorder(rewriter.graph, ordered)
-        yield from _decisions(regions, reasons, tiny, self.name)
+        yield from _decisions(named, reasons, tiny, self.name)
 
     def _tiny(self, regions: list[tuple[Kind, list[fx.Node]]]) -> list[fx.Node]:
         return [
@@ -100,8 +105,10 @@ class _Graph:
             n for n in rewriter.nodes if n.op == "call_function" and not self.sizes.is_size(n)
         ]
         members = set(self.nodes)
+        effects = order_of_effects(self.nodes)
         self.before = {
-            n: [source for source in self.sizes.sources(n) if source in members] for n in self.nodes
+            n: [s for s in (*self.sizes.sources(n), *effects[n]) if s in members]
+            for n in self.nodes
         }
 
     def reasons(self, unsupported: Unsupported) -> dict[fx.Node, str]:
@@ -186,12 +193,12 @@ def _reorder(graph: fx.Graph, ordered: list[fx.Node]) -> None:
 
 
 def _decisions(
-    regions: list[tuple[Kind, list[fx.Node]]],
+    regions: list[tuple[str, Kind, list[fx.Node]]],
     reasons: Mapping[fx.Node, str],
     tiny: list[fx.Node],
     made_by: str,
 ) -> Iterable[Decision]:
-    for i, (kind, nodes) in enumerate(regions):
+    for region, kind, nodes in regions:
         if kind == "compiled":
             continue
         failed = sorted((n for n in nodes if n in reasons), key=lambda n: _cause(n, reasons))
@@ -202,7 +209,7 @@ def _decisions(
                 members[0].name,
                 operator,
                 "unsupported",
-                f"left to PyTorch in region_{i}{count}: {reason}",
+                f"left to PyTorch in {region}{count}: {reason}",
                 made_by,
                 shape=_shape(members[0]),
             )
@@ -212,7 +219,7 @@ def _decisions(
                 beside[0].name,
                 "region",
                 "skipped",
-                f"{len(beside)} cheap operators stay in PyTorch with region_{i}: a compiled "
+                f"{len(beside)} cheap operators stay in PyTorch with {region}: a compiled "
                 "region of their own would cost more than it saves",
                 made_by,
             )

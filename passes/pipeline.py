@@ -6,20 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree
 
 from sparsify.config import VerifyLevel
-from sparsify.program import (
-    Pass,
-    PassContext,
-    PassResult,
-    Program,
-    ProgramSet,
-)
-from sparsify.program import (
-    verify as verify_program,
-)
+from sparsify.contracts import Pass, PassContext, PassResult
+from sparsify.program import Program, ProgramSet
 from sparsify.report import Decision
+from sparsify.verification import verify as verify_program
 
 Observer = Callable[[Pass, ProgramSet, ProgramSet], None]
 """Called after each pass with the programs before and after it."""
@@ -92,14 +86,23 @@ def _check_results(pass_: Pass, program: Program, before: _Results, after: _Resu
 
 
 def _results(program: Program) -> _Results:
-    """The outputs on the example inputs, flat, and their structure."""
+    """The outputs and the state on the example inputs, flat, and their structure."""
     if program.exported.example_inputs is None:
         raise ValueError(
             f"program {program.name!r} has no example inputs to compare results on; "
             "import it with example inputs"
         )
-    args, kwargs = program.exported.example_inputs
-    return _pytree.tree_flatten(program.run(*args, **kwargs))
+    # Each run gets state of its own: a second one must find what the first one found.
+    leaves, structure = _pytree.tree_flatten(program.exported.example_inputs)
+    state = {node.name for node in program.state()}
+    specs = program.exported.graph_signature.input_specs
+    given = [spec.arg for spec in specs if spec.kind == InputKind.USER_INPUT]
+    changed = [i for i, argument in enumerate(given) if argument.name in state]
+    for i in changed:
+        leaves[i] = leaves[i].clone()
+    args, kwargs = _pytree.tree_unflatten(leaves, structure)
+    outputs = program.run(*args, **kwargs)
+    return _pytree.tree_flatten((outputs, [leaves[i] for i in changed]))
 
 
 def _distance(before: _Results, after: _Results) -> float:

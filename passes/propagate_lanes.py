@@ -9,6 +9,9 @@ from typing import Any
 from torch import fx
 
 from sparsify import ops
+from sparsify.contracts import GraphPass, PassContext
+from sparsify.layouts import form_of
+from sparsify.ops import expected_tokens
 from sparsify.passes.elementwise import Elementwise, elementwise
 from sparsify.passes.extents import Extents
 from sparsify.passes.graph import (
@@ -22,16 +25,26 @@ from sparsify.passes.graph import (
     shape_of,
 )
 from sparsify.passes.sites import linear_site
-from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
-_ATTENTION = ops.fused_attention.overload
 _KERNELS: dict[Any, tuple[str, ...]] = {
     ops.sparse_linear.overload: ("x", "residual"),
     ops.fused_norm.overload: ("x",),
-    _ATTENTION: ("query", "key", "value"),
+    ops.rotary.overload: ("x", "cos", "sin"),
+    ops.gated.overload: ("x",),
+    ops.fused_attention.overload: ("query", "key", "value"),
+    ops.paged_attention.overload: ("query",),
+    ops.kv_append.overload: ("key", "value"),
 }
 """Operators whose kernels work in lanes, and which of their operands are activations."""
+
+_EXTENTS: dict[Any, tuple[tuple[str, int], ...]] = {
+    ops.fused_attention.overload: (("query", 0), ("query", 1), ("key", 1)),
+    ops.paged_attention.overload: (("query", 0), ("query", 1)),
+    ops.kv_append.overload: (("key", 0), ("key", 1)),
+}
+"""Operators that are told their row-major extents; all others have a flag ``lanes``."""
 
 _VIEWS = (
     aten.view.default,
@@ -47,7 +60,7 @@ _VIEWS = (
 
 @dataclass(frozen=True)
 class PropagateLanes(GraphPass):
-    """Sparse linears, attention and normalisations run in lanes, and what lies between them.
+    """Operators with kernels of their own run in lanes, and what lies between them.
 
     Before::
 
@@ -59,8 +72,10 @@ class PropagateLanes(GraphPass):
           -> fused_norm(lanes=True) -> from_lanes(., [b, s]) -> y [b, s, f]
 
     A value is converted at most once each way. Elementwise operators move into lanes where that
-    saves a conversion; views that only regroup tokens vanish there. Lanes past the last token may
-    hold anything after such operators: nothing reads across lanes, and ``from_lanes`` drops them.
+    saves a conversion; views that only regroup tokens vanish there. An operator on few tokens stays
+    row-major, where it has no lanes without a token to compute: a decode step has no lanes at all.
+    Lanes past the last token may hold anything after such operators: nothing reads across lanes,
+    and ``from_lanes`` drops them.
     Specialising: run it last.
     """
 
@@ -103,7 +118,11 @@ class _Propagation:
         return self.decisions
 
     def _is_kernel(self, node: fx.Node) -> bool:
-        return node.target in _KERNELS and self._fits(node)
+        """Whether a node runs in lanes."""
+        if node.target not in _KERNELS or not self._fits(node):
+            return False
+        first = arguments(node)[_KERNELS[node.target][0]]
+        return form_of(expected_tokens(first.meta["val"])) == "lanes"
 
     def _fits(self, node: fx.Node) -> bool:
         """Whether the token extents can be had without the row-major tensor itself."""
@@ -115,7 +134,7 @@ class _Propagation:
         if node.op != "call_function":
             return
         if node.target in _KERNELS:
-            if not self._fits(node):
+            if not self._is_kernel(node):
                 return
             options = arguments(node)
             read = (options[name] for name in _KERNELS[node.target])
@@ -152,7 +171,7 @@ class _Propagation:
         )
 
     def _reads_rows(self, node: fx.Node, user: fx.Node) -> bool:
-        if user.target in _KERNELS:
+        if self._is_kernel(user):
             options = arguments(user)
             return all(options[n] is not node for n in _KERNELS[user.target])
         return user not in self.candidates or user not in self.wants
@@ -160,15 +179,20 @@ class _Propagation:
     def _move_kernel(self, node: fx.Node) -> None:
         options = arguments(node)
         names = _KERNELS[node.target]
+        dims = _EXTENTS.get(node.target)
+        extents = None if dims is None else [shape_of(options[name])[d] for name, d in dims]
         with self.rewriter.graph.inserting_before(node):
             for name in names:
                 if options[name] is not None:
                     options[name] = self._in_lanes(options[name], node)
-            if node.target == _ATTENTION:
-                extents = (*shape_of(operand(node))[:2], shape_of(operand(node, 1))[1])
-                options["extents"] = [self.extents.node(e) for e in extents]
-            else:
+            if extents is None:
                 options["lanes"] = True
+            else:
+                options["extents"] = [self.extents.node(e) for e in extents]
+            if node.target == ops.kv_append.overload:
+                # It writes, so it must stay one node; its result has no tokens.
+                node.args = tuple(options.values())
+                return
             self._record(node, self.rewriter.call(node.target, tuple(options.values())))
 
     def _move_elementwise(self, call: Elementwise) -> None:

@@ -13,28 +13,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparsify.contracts import Pass
 from sparsify.passes.analyze_weights import AnalyzeWeights
 from sparsify.passes.canonicalize import Canonicalize
 from sparsify.passes.fold_constants import FoldConstants
 from sparsify.passes.fuse_attention import FuseAttention
 from sparsify.passes.fuse_epilogue import FuseEpilogue
+from sparsify.passes.fuse_gate import FuseGate
 from sparsify.passes.fuse_norm import FuseNorm
+from sparsify.passes.fuse_rotary import FuseRotary
 from sparsify.passes.merge_projections import MergeProjections
 from sparsify.passes.partition import Partition
 from sparsify.passes.propagate_lanes import PropagateLanes
 from sparsify.passes.select_layout import SelectLayout
 from sparsify.passes.simplify_masks import SimplifyMasks
+from sparsify.passes.simplify_views import SimplifyViews
 from sparsify.passes.sparse_linear import SparseLinear
-from sparsify.program import Pass
 
 PORTABLE: tuple[Pass, ...] = (
     Canonicalize(),
     SimplifyMasks(),
     FoldConstants(),
-    FuseAttention(),
-    MergeProjections(),
-    SparseLinear(),
     FuseNorm(),
+    FuseRotary(),
+    FuseAttention(),
+    SimplifyViews(),
+    MergeProjections(),
+    FuseGate(),
+    SparseLinear(),
     FuseEpilogue(),
 )
 """What every compilation runs: the result knows no target."""

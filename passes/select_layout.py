@@ -1,8 +1,8 @@
-"""Binds every linear to the layout that the target is predicted to run fastest."""
+"""Binds every linear to the layout that the target runs fastest, by prediction or measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +10,17 @@ import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.layouts import Dense, Layout, PackedDense, WeightStats, parse
+from sparsify.contracts import CostModel, MeasuringCostModel, PassContext, PassResult
+from sparsify.layouts import Dense, Form, Layout, WeightStats, form_of, parse
 from sparsify.passes.graph import arguments, hint, operand, product, shape_of
-from sparsify.passes.sites import is_disabled, linear_site, pack, stored_weight
+from sparsify.passes.layout_times import LayoutTimes, is_dense
+from sparsify.passes.sites import is_disabled, linear_site, named_weight, pack, stored_weight
 from sparsify.passes.sparse_linear import percent
-from sparsify.program import CostModel, PassContext, PassResult, ProgramSet, Rewriter, Site
+from sparsify.program import ProgramSet, Site
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 _LINEAR = ops.sparse_linear.overload
-_DENSE = (Dense.name, PackedDense.name)
 
 
 @dataclass(frozen=True)
@@ -33,76 +35,119 @@ class SelectLayout:
 
         sparse_linear(x, [starts, outputs, columns, values], "sell{rows=8,...}", N, K, ...)
 
-    The choice minimises the predicted time, summed over every use of the weight in all entry
-    programs, so that they share one packing. Dense is one of the candidates. Specialising: it
-    needs a cost model.
+    The choice minimises the time, summed over every use of the weight in all entry programs, so
+    that they share one packing. A weight that is used at few tokens and at many is kept in two
+    layouts where they are faster together and memory allows. Dense is one of the candidates; a
+    dense weight that something else reads as a plain matrix, a tied embedding, stays one for few
+    tokens, so that it is in memory once. Specialising: it needs a cost model.
 
     Attributes:
         layout: a layout spec to use wherever it fits, instead of choosing.
         tokens: token count to choose for; 0 takes it from the example inputs.
+        both: most bytes of two layouts of a weight together, over its bytes in dense float32; 0
+            for never two.
     """
 
     layout: str = ""
     tokens: int = 0
+    both: float = 1.0
 
     name: ClassVar[str] = "select_layout"
     tolerance: ClassVar[float] = 1e-5
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
-        if context.cost is None:
+        cost = context.cost
+        if cost is None:
             raise ValueError(
                 "select_layout chooses by predicted time but the context has no cost model; "
                 "specialise the program for a target"
             )
-        rewriters = [program.rewrite() for program in programs]
+        rewriters = [Rewriter(program) for program in programs]
         uses: dict[str, list[_Use]] = {}
         for rewriter in rewriters:
             for node in rewriter.nodes:
                 if node.target == _LINEAR:
-                    use = _Use(rewriter, node, linear_site(rewriter, node))
+                    use = _Use.of(rewriter, node, self.tokens)
                     uses.setdefault(use.site.weight, []).append(use)
-        decisions = [self._bind(group, context, context.cost) for group in uses.values()]
+        if isinstance(cost, MeasuringCostModel):
+            cost.measure(self._open(uses.values(), context))
+        plain = {where for rewriter in rewriters for where in _plain_matrices(rewriter)}
+        decisions = [self._bind(group, plain, context, cost) for group in uses.values()]
         done = tuple(rewriter.finish() for rewriter in rewriters)
         return PassResult(ProgramSet(done), tuple(decisions))
 
-    def _bind(self, uses: list[_Use], context: PassContext, cost: CostModel) -> Decision:
-        site = uses[0].site
-        weight = uses[0].weight()
+    def _open(
+        self, uses: Iterable[list[_Use]], context: PassContext
+    ) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """The weights whose layout measurements would decide, and their token counts."""
+        for group in uses:
+            if not self.layout and not is_disabled(group[0].site.name, context.disabled_sites):
+                yield group[0].weight(), [use.tokens for use in group]
+
+    def _bind(
+        self, uses: list[_Use], plain: set[int], context: PassContext, cost: CostModel
+    ) -> Decision:
+        site, weight = uses[0].site, uses[0].weight()
         stats = WeightStats.of(weight)
-        tokens = [self.tokens or use.tokens() for use in uses]
-        times = _Times(cost, stats, tokens)
-        layout, reason = self._choose(site, stats, times, context)
-        stored = pack(weight, site.weight, layout)
-        placed: dict[int, list[fx.Node]] = {}
+        times = LayoutTimes(cost, stats, [use.tokens for use in uses])
+        choice = self._choose(site, times, context)
+        few = choice.of.get("rows")
+        if few is not None and is_dense(few) and uses[0].is_one_of(plain) and times.offers(Dense()):
+            choice = _Choice(
+                {**choice.of, "rows": Dense()},
+                f"{choice.reason}; as the plain matrix that is in memory anyway",
+            )
+        packed: dict[Layout, dict[str, torch.Tensor]] = {}
         for use in uses:
-            key = id(use.rewriter)
-            if key not in placed:
-                placed[key] = [use.rewriter.add_weight(n, t) for n, t in stored.items()]
-            use.bind(placed[key], layout)
+            layout = choice.of[form_of(use.tokens)]
+            if layout == use.layout:
+                packed[layout] = use.operands()
+                continue
+            if layout not in packed:
+                packed[layout] = pack(weight, site.weight, layout)
+            use.bind(packed[layout], layout)
         return Decision(
             site.name,
             "linear",
-            "dense" if layout.name in _DENSE else "sparse",
-            reason,
+            "dense" if all(map(is_dense, packed)) else "sparse",
+            choice.reason,
             self.name,
             shape=site.shape,
             density=stats.density,
-            layout=layout.spec,
-            bytes_stored=sum(tensor.nbytes for tensor in stored.values()),
+            layout=" + ".join(layout.spec for layout in packed),
+            bytes_stored=sum(t.nbytes for stored in packed.values() for t in stored.values()),
             bytes_dense=weight.nbytes,
-            predicted_seconds=times.of(layout),
+            predicted_seconds=times.together(choice.of),
             dense_seconds=times.of(times.dense),
+            measured_seconds=times.measured(choice.of),
         )
 
-    def _choose(
-        self, site: Site, stats: WeightStats, times: _Times, context: PassContext
+    def _choose(self, site: Site, times: LayoutTimes, context: PassContext) -> _Choice:
+        nonzero = f"{percent(times.stats.density)} nonzero"
+        single, reason = self._one(site, times, context, nonzero)
+        choice = _Choice(dict.fromkeys(times.tokens, single), reason)
+        if self.layout or is_disabled(site.name, context.disabled_sites):
+            return choice
+        pair = times.pair(self.both * 4 * site.shape[0] * site.shape[1])
+        if pair is None or times.together(pair) >= times.of(single):
+            return choice
+        parts = " and ".join(
+            f"{layout.name} at {_tokens(times.tokens[form])} "
+            f"({_size(times.nbytes(layout))}, {_duration(times.of_form(layout, form))})"
+            for form, layout in pair.items()
+        )
+        gain = f"{times.of(single) / times.together(pair):.1f}x faster than {single.name} for both"
+        return _Choice(pair, f"{nonzero}: {parts} {_how(times, pair)} {gain}")
+
+    def _one(
+        self, site: Site, times: LayoutTimes, context: PassContext, nonzero: str
     ) -> tuple[Layout, str]:
-        nonzero = f"{percent(stats.density)} nonzero"
+        """The best single layout."""
         if is_disabled(site.name, context.disabled_sites):
             return times.dense, "switched off by the caller: dense"
         if self.layout:
             forced = parse(self.layout)
-            misfit = forced.fits(stats)
+            misfit = forced.fits(times.stats)
             if misfit is None:
                 return forced, f"{nonzero}: {forced.name} as the option layout={self.layout} says"
             return times.dense, f"layout={self.layout} does not fit: {misfit}"
@@ -110,55 +155,84 @@ class SelectLayout:
             why = times.misfits[0] if times.misfits else "the target has no kernel for one"
             return times.dense, f"{nonzero}: no sparse layout fits: {why}"
         dense_time, sparse_time = times.of(times.dense), times.of(times.sparse)
-        count = f"{times.tokens[0]} token{'s' if times.tokens[0] != 1 else ''}"
+        count = _tokens([n for counts in times.tokens.values() for n in counts])
         if sparse_time < dense_time:
+            how = _how(times, dict.fromkeys(times.tokens, times.sparse))
             gain = f"{dense_time / sparse_time:.1f}x faster than dense"
-            return times.sparse, f"{nonzero}: {times.sparse.name} predicted {gain} at {count}"
-        if stats.density == 1.0:
+            return times.sparse, f"{nonzero}: {times.sparse.name} {how} {gain} at {count}"
+        if times.stats.density == 1.0:
             return times.dense, f"{nonzero}: dense is the fastest layout"
+        how = _how(times, dict.fromkeys(times.tokens, times.dense))
         gain = f"{sparse_time / dense_time:.1f}x faster than {times.sparse.name}"
-        return times.dense, f"{nonzero}: dense predicted {gain} at {count}"
+        return times.dense, f"{nonzero}: dense {how} {gain} at {count}"
+
+
+def _how(times: LayoutTimes, layouts: Mapping[Form, Layout]) -> str:
+    return "predicted" if times.measured(layouts) is None else "measured"
+
+
+def _tokens(counts: Sequence[int]) -> str:
+    distinct = sorted(set(counts))
+    return f"{', '.join(map(str, distinct))} token{'s' if distinct != [1] else ''}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} us" if seconds >= 1e-5 else f"{seconds * 1e6:.1f} us"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The layout for each form of activations in which the weight is used."""
+
+    of: dict[Form, Layout]
+    reason: str
 
 
 @dataclass(frozen=True)
 class _Use:
-    """One linear of one entry program."""
+    """One linear of one entry program, at a token count."""
 
     rewriter: Rewriter
     node: fx.Node
     site: Site
+    tokens: int
+
+    @classmethod
+    def of(cls, rewriter: Rewriter, node: fx.Node, tokens: int) -> _Use:
+        site = linear_site(rewriter, node)
+        return cls(rewriter, node, site, tokens or hint(product(shape_of(operand(node))[:-1])))
+
+    @property
+    def layout(self) -> Layout:
+        return parse(arguments(self.node)["layout"])
 
     def weight(self) -> torch.Tensor:
         return stored_weight(self.rewriter, self.node)
 
-    def tokens(self) -> int:
-        return hint(product(shape_of(operand(self.node))[:-1]))
+    def operands(self) -> dict[str, torch.Tensor]:
+        """The stored tensors that it reads, by name."""
+        return dict(named_weight(self.rewriter, w) for w in arguments(self.node)["weight"])
 
-    def bind(self, tensors: list[fx.Node], layout: Layout) -> None:
+    def is_one_of(self, places: set[int]) -> bool:
+        """Whether its weight is a plain matrix that lies at one of the addresses."""
+        return self.layout == Dense() and any(
+            t.data_ptr() in places for t in self.operands().values()
+        )
+
+    def bind(self, stored: Mapping[str, torch.Tensor], layout: Layout) -> None:
+        tensors = [self.rewriter.add_weight(name, tensor) for name, tensor in stored.items()]
         options = {**arguments(self.node), "weight": tensors, "layout": layout.spec}
         self.node.args = tuple(options.values())
         self.node.kwargs = {}
 
 
-class _Times:
-    """Predicted seconds of the candidates that fit one weight, over all of its uses."""
-
-    def __init__(self, cost: CostModel, stats: WeightStats, tokens: Sequence[int]) -> None:
-        self.cost, self.stats, self.tokens = cost, stats, tokens
-        self.misfits: list[str] = []
-        dense: list[Layout] = []
-        sparse: list[Layout] = []
-        for layout in cost.candidates(stats.shape, stats.nnz):
-            misfit = layout.fits(stats)
-            if misfit is not None:
-                self.misfits.append(misfit)
-            else:
-                (dense if layout.name in _DENSE else sparse).append(layout)
-        self.dense = min(dense or [PackedDense()], key=self.of)
-        self.sparse = min(sparse, key=self.of) if sparse else None
-
-    def of(self, layout: Layout) -> float:
-        stats = self.stats
-        return sum(
-            self.cost.linear_seconds(layout, stats.shape, stats.nnz, count) for count in self.tokens
-        )
+def _plain_matrices(rewriter: Rewriter) -> Iterator[int]:
+    """Where the weights lie in memory that anything but a linear reads, such as an embedding."""
+    for node in rewriter.nodes:
+        weight = rewriter.weight_of(node)
+        if weight is not None and any(user.target != _LINEAR for user in node.users):
+            yield weight.data_ptr()

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from sparsify.contracts import GraphPass, PassContext
 from sparsify.passes.graph import arguments, aten, same, same_shape, shape_of
 from sparsify.passes.iota import AND, NOT, OR, Iota, Scalar, constant, iota, is_bool
 from sparsify.passes.triangle import diagonal
-from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 _SDPA = aten.scaled_dot_product_attention.default
 _ELEMENTWISE = (

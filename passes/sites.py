@@ -11,7 +11,8 @@ from torch import fx
 
 from sparsify.layouts import Layout, parse
 from sparsify.passes.graph import arguments
-from sparsify.program import Program, Rewriter, Site
+from sparsify.program import Program, Site
+from sparsify.rewriter import Rewriter
 
 
 def site_name(weight: str) -> str:
@@ -20,8 +21,11 @@ def site_name(weight: str) -> str:
 
 
 def packed_name(weight: str, layout: Layout, tensor: str) -> str:
-    """The store's name for one tensor of a packed weight; the colon keeps it apart from modules."""
-    return f"{weight}:{layout.name}.{tensor}"
+    """The store's name for one tensor of a packed weight: ``w:sell{rows=8,...}.values``.
+
+    The colon keeps it apart from modules; the whole spec keeps two packings of a weight apart.
+    """
+    return f"{weight}:{layout.spec}.{tensor}"
 
 
 def pack(weight: torch.Tensor, name: str, layout: Layout) -> dict[str, torch.Tensor]:

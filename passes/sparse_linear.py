@@ -10,11 +10,12 @@ import torch
 from torch import fx
 
 from sparsify import ops
+from sparsify.contracts import GraphPass, PassContext
 from sparsify.layouts import Csr, Dense, Layout
 from sparsify.passes.graph import arguments, aten, operand, past_copies, same, shape_of
 from sparsify.passes.sites import named_weight, pack, site_name
-from sparsify.program import GraphPass, PassContext, Rewriter
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
 
 _PRODUCTS = (
     aten.linear.default,

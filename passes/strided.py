@@ -22,6 +22,7 @@ from sparsify.passes.graph import (
     operand,
     product,
     same,
+    same_shape,
     shape_of,
 )
 
@@ -62,8 +63,32 @@ def strided(node: fx.Node) -> Strided:
     return Strided(node, 0, tuple(() if same(e, 1) else ((e, s),) for e, s in atoms))
 
 
+def same_view(left: Strided, right: Strided) -> bool:
+    """Whether both read the same elements of the same base for every input."""
+    if left.base is not right.base or len(left.dims) != len(right.dims):
+        return False
+    return same(left.offset, right.offset) and all(
+        len(a) == len(b)
+        and all(same(x[0], y[0]) and same(x[1], y[1]) for x, y in zip(a, b, strict=True))
+        for a, b in zip(left.dims, right.dims, strict=True)
+    )
+
+
 def is_view(node: fx.Node) -> bool:
     return node.target in _HANDLERS and is_tensor(node)
+
+
+def let_views_copy(node: fx.Node, source: fx.Node) -> None:
+    """Before ``source`` takes the place of ``node``: views that need its strides may copy now."""
+    if same_shape(source.meta["val"].stride(), node.meta["val"].stride()):
+        return
+    pending = list(node.users)
+    while pending:
+        user = pending.pop()
+        if is_view(user):
+            pending.extend(user.users)
+            if user.target == aten.view.default:
+                user.target = aten.reshape.default
 
 
 def _identity(node: fx.Node) -> Strided:

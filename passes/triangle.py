@@ -7,7 +7,7 @@ from torch import fx
 
 from sparsify.passes.graph import arguments, aten, same, shape_of
 from sparsify.passes.iota import COMPARISONS, FLIPPED, NOT, UNCHANGED, constant, iota, is_bool
-from sparsify.program import Rewriter
+from sparsify.rewriter import Rewriter
 
 _NEGATED = {"le": "gt", "lt": "ge", "ge": "lt", "gt": "le", "eq": "ne", "ne": "eq"}
 _LARGEST_TRIANGLE = 1 << 26

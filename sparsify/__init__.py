@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from sparsify.compiled import CompiledModel
     from sparsify.compiler import compile
     from sparsify.config import CompileConfig
+    from sparsify.generation import CompiledCausalLM
     from sparsify.loader import load
-    from sparsify.pruning import Unstructured, prune
+    from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
 __all__ = [
     "ArtefactError",
     "CompileConfig",
+    "CompiledCausalLM",
     "CompiledModel",
     "Decision",
     "Report",
+    "RoundWeights",
     "Unstructured",
     "compile",
     "load",
@@ -37,9 +40,11 @@ __all__ = [
 _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
     "CompileConfig": "sparsify.config",
+    "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
     "Report": "sparsify.report",
+    "RoundWeights": "sparsify.pruning",
     "Unstructured": "sparsify.pruning",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",

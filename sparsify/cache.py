@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -28,30 +29,46 @@ _SUFFIX = ".sparsify"
 _STALE_SECONDS = 24 * 3600
 
 
-def key_of(exported: ExportedProgram, *options: str) -> str:
-    """What identifies a compilation: the captured program, its weights, the options, our sources.
+def key_of(captured: Mapping[str, ExportedProgram], *options: str) -> str:
+    """What identifies a compilation: captured programs, their weights, the options, our sources.
 
     Args:
-        exported: not decomposed, so that a hit skips decomposition.
+        captured: entry programs by name, not decomposed, so that a hit skips decomposition.
         options: digests and names of all else that changes the result.
     """
-    tensors = {**exported.state_dict, **exported.constants}
-    weights = WeightStore({n: t for n, t in tensors.items() if hasattr(t, "untyped_storage")})
-    parts = (
-        str(exported.graph),
-        *(_described(n) for n in exported.graph.nodes if n.op == "placeholder"),
-        str(exported.graph_signature),
-        str(exported.call_spec),
-        str(exported.range_constraints),
-        weights.digest(),
+    parts = [text for item in captured.items() for text in _described(*item)]
+    parts += [
+        _weights_of(captured).digest(),
         *options,
         *(f"{name} {number}" for name, number in versions().items()),
         sources_digest(),
-    )
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _described(node: fx.Node) -> str:
+def _described(name: str, exported: ExportedProgram) -> Iterator[str]:
+    yield name
+    yield str(exported.graph)
+    yield from (_input_text(n) for n in exported.graph.nodes if n.op == "placeholder")
+    yield str(exported.graph_signature)
+    yield str(exported.call_spec)
+    yield str(exported.range_constraints)
+
+
+def _weights_of(captured: Mapping[str, ExportedProgram]) -> WeightStore:
+    """The weights and constants of all programs; those that programs share once."""
+    found: dict[str, torch.Tensor] = {}
+    for entry, exported in captured.items():
+        for name, tensor in {**exported.state_dict, **exported.constants}.items():
+            if not hasattr(tensor, "untyped_storage"):
+                continue
+            known = found.setdefault(name, tensor)
+            if (known.data_ptr(), known.shape) != (tensor.data_ptr(), tensor.shape):
+                found[f"{entry}:{name}"] = tensor
+    return WeightStore(found)
+
+
+def _input_text(node: fx.Node) -> str:
     """An input with its sizes on the examples too: layouts are chosen for those."""
     value = node.meta.get("val")
     sizes = value.shape if isinstance(value, torch.Tensor) else ()

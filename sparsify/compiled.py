@@ -1,4 +1,4 @@
-"""The compiled model: called like the module it was made from."""
+"""The compiled model: called like the module it was made from, or entry by entry."""
 
 from __future__ import annotations
 
@@ -7,36 +7,61 @@ from typing import Any, NoReturn
 
 from sparsify.artefact.compilation import Compilation
 from sparsify.artefact.files import write
-from sparsify.engine import Engine, Executor
+from sparsify.engine import Executor
+from sparsify.entry import Entry
 from sparsify.plan import Plan
-from sparsify.program import Program
+from sparsify.program import Program, ProgramSet
 from sparsify.report import Report
-from sparsify.signature import CallSignature
 
 
 class CompiledModel:
     """A model compiled for one target; call it like the module it was made from.
 
-    Results are torch tensors without autograd. Calls from several threads may overlap. Make one
-    with `sparsify.compile` or `sparsify.load`.
+    A model of several entries, such as ``prefill`` and ``decode``, is called through `entry`; they
+    run over one copy of the weights. Results are torch tensors without autograd. Calls from
+    several threads may overlap. Make one with `sparsify.compile` or `sparsify.load`.
     """
 
     def __init__(self, compilation: Compilation, executor: Executor | None) -> None:
         self._compilation = compilation
-        program = compilation.specialised
-        self._plan = Plan.of(program)
-        self._engine = Engine(self._plan, program.exported.state_dict, executor)
-        self._signature = CallSignature(program.exported, compilation.parameters)
+        weights = compilation.specialised.weights
+        self._entries = {
+            program.name: Entry(
+                program, weights, compilation.parameters.get(program.name, ()), executor
+            )
+            for program in compilation.specialised
+        }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model.
 
         Raises:
             TypeError: a missing, unknown or repeated argument, a wrong type or dtype.
-            ValueError: a wrong shape, size, device or constant.
+            ValueError: a wrong shape, size, device or constant, or several entries to choose from.
         """
-        tensors, sizes = self._signature.bind(args, kwargs)
-        return self._signature.results(self._engine(tensors, sizes))
+        return self._only_entry(*args, **kwargs)
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The names of the entries; ``forward`` alone for a module."""
+        return tuple(self._entries)
+
+    def entry(self, name: str) -> Entry:
+        """An entry, to be called.
+
+        Raises:
+            ValueError: there is no entry of this name.
+        """
+        if name not in self._entries:
+            raise ValueError(f"the model has no entry {name!r}, it has {', '.join(self.entries)}")
+        return self._entries[name]
+
+    @property
+    def _only_entry(self) -> Entry:
+        if len(self._entries) > 1:
+            names = " and ".join(self.entries)
+            raise ValueError(f"the model has the entries {names}; choose by model.entry(name)")
+        return next(iter(self._entries.values()))
 
     @property
     def report(self) -> Report:
@@ -45,13 +70,15 @@ class CompiledModel:
 
     @property
     def graph(self) -> str:
-        """The program that runs, as text."""
-        return str(self._compilation.specialised.graph)
+        """The programs that run, as text."""
+        if len(self._entries) == 1:
+            return self._only_entry.graph
+        return "\n\n".join(f"{name}:\n{entry.graph}" for name, entry in self._entries.items())
 
     @property
     def plan(self) -> Plan:
-        """The regions in which the program runs."""
-        return self._plan
+        """The regions in which the program runs; each of several entries has a plan of its own."""
+        return self._only_entry.plan
 
     @property
     def portable(self) -> Program:
@@ -59,11 +86,17 @@ class CompiledModel:
 
         Its weights are unpacked for it, so it takes as much memory again.
         """
-        return self._compilation.portable.program(self._compilation.canonical())
+        return self.portable_programs[self._only_entry.name]
+
+    @property
+    def portable_programs(self) -> ProgramSet:
+        """Like `portable`, for all entries."""
+        weights = self._compilation.canonical()
+        return ProgramSet(tuple(saved.program(weights) for saved in self._compilation.portable))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights in memory."""
+        """Bytes of the weights in memory, which all entries share."""
         return self._compilation.specialised.weights.adding(self._compilation.kept).nbytes
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -76,10 +109,11 @@ class CompiledModel:
         write(self._compilation, path)
 
     def __repr__(self) -> str:
-        kinds = [region.kind for region in self._plan.regions]
+        entries = self._entries.values()
+        kinds = [region.kind for entry in entries for region in entry.plan.regions]
         return (
-            f"CompiledModel(forward{self._signature}, target={self.report.target!r}, regions: "
-            f"{kinds.count('compiled')} compiled, {kinds.count('torch')} in PyTorch)"
+            f"CompiledModel({', '.join(map(str, entries))}, target={self.report.target!r}, "
+            f"regions: {kinds.count('compiled')} compiled, {kinds.count('torch')} in PyTorch)"
         )
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,19 @@ from torch.export import ExportedProgram
 
 from sparsify.artefact.compilation import Compilation, Library
 from sparsify.artefact.graphs import SavedProgram
+from sparsify.artefact.trust import cache_directory
 from sparsify.cache import find, keep, key_of
 from sparsify.compiled import CompiledModel
 from sparsify.config import CompileConfig
+from sparsify.contracts import CostModel, Pass, PassContext
+from sparsify.frontend.causal_lm import (
+    INPUTS,
+    capture_causal_lm,
+    is_causal_lm,
+    normalise_causal_lm,
+)
 from sparsify.frontend.torch import capture, normalise
+from sparsify.generation import CompiledCausalLM, TextSettings
 from sparsify.passes import (
     PORTABLE,
     SPECIALISE,
@@ -27,7 +36,7 @@ from sparsify.passes import (
 )
 from sparsify.passes.sites import member_names
 from sparsify.plan import Plan
-from sparsify.program import Pass, PassContext, Program, ProgramSet
+from sparsify.program import ProgramSet
 from sparsify.report import Decision, Report
 from sparsify.signature import CallSignature, parameters_of
 
@@ -50,18 +59,22 @@ def compile(
     passes: str | Iterable[Pass] | None = None,
     disable: str | Iterable[str] = (),
     verify: str = "shapes",
+    tune: str = "off",
     cache: bool = True,
     observer: Any = None,
-) -> CompiledModel:
+) -> Any:
     """Compiles a model for one CPU; the result is called like the model.
 
     Only zeros that are there are used, and numbers stay as they are up to rounding, unless a
     ``recipe`` asks for more.
 
+    A causal language model of transformers, given without example inputs, is compiled to generate
+    text: the result is a `CompiledCausalLM`, else a `CompiledModel`.
+
     Args:
         model: a float32 module on the CPU, or an ExportedProgram. It is not changed.
         example_inputs: a tuple of arguments, a dict of keyword arguments, or ``(args, kwargs)``;
-            an ExportedProgram may bring its own.
+            an ExportedProgram may bring its own, a language model that shall generate has none.
         target: a target's name, see ``sparsify targets``.
         num_threads: threads of one call; None for one for each physical core.
         dynamic_shapes: ``"auto"`` (every size that can vary may), None (the sizes of the
@@ -72,6 +85,9 @@ def compile(
         passes: the pipeline, as text or passes; None for the standard one.
         disable: names of passes to leave out.
         verify: ``"numeric"`` also compares results after every pass.
+        tune: ``"quick"`` times the few most promising layouts of each weight on this machine,
+            ``"full"`` all candidates, and remembers the times beside the cache; ``"off"``
+            chooses by prediction alone.
         cache: reuse an earlier compilation; they are in ``$SPARSIFY_CACHE_DIR``, by default
             ``~/.cache/sparsify``. With an observer or numeric verification, all passes run.
         observer: called with each pass and the programs before and after it.
@@ -90,6 +106,7 @@ def compile(
         passes=passes if passes is None or isinstance(passes, str) else tuple(passes),
         disable=disable if isinstance(disable, str) else tuple(disable),  # type: ignore[arg-type]
         verify=verify,  # type: ignore[arg-type]
+        tune=tune,  # type: ignore[arg-type]
         cache=cache,
         observer=observer,
     )
@@ -98,27 +115,76 @@ def compile(
     if config.recipe is not None:
         model = copy.deepcopy(model)
         account = config.recipe.apply(model)
+    if example_inputs is None and isinstance(model, torch.nn.Module) and is_causal_lm(model):
+        if config.dynamic_shapes != "auto":
+            raise ValueError(
+                f"dynamic_shapes={config.dynamic_shapes!r}: the programs of a language model take "
+                "any batch and length; leave it out, or pass example_inputs to compile the plain "
+                "forward"
+            )
+        programs = capture_causal_lm(model)
+        return compile_programs(
+            builder,
+            programs,
+            lambda: normalise_causal_lm(programs),
+            dict.fromkeys(programs, INPUTS),
+            account,
+            started,
+            TextSettings.of(model),
+        )
     exported = capture(model, example_inputs, config.dynamic_shapes)
-    parameters = parameters_of(model, exported)
-    CallSignature(exported, parameters)  # refuses arguments that a call could not give
+    parameters = {_ENTRY: parameters_of(model, exported)}
+    CallSignature(exported, parameters[_ENTRY])  # refuses arguments that a call could not give
+    return compile_programs(
+        builder, {_ENTRY: exported}, lambda: normalise(exported), parameters, account, started
+    )
+
+
+def compile_programs(
+    builder: Builder,
+    captured: Mapping[str, ExportedProgram],
+    normal: Callable[[], ProgramSet],
+    parameters: Mapping[str, tuple[str, ...]],
+    account: Any = None,
+    started: float | None = None,
+    text: TextSettings | None = None,
+) -> CompiledModel | CompiledCausalLM:
+    """Compiles entry programs over one store of weights.
+
+    Args:
+        captured: each entry as its front end exported it, on which the compile cache is keyed.
+        normal: makes the programs in normal form, one of each name in ``captured``; called only
+            when no earlier compilation serves. Programs that were exported apart come together by
+            `share_weights`.
+        parameters: names of each entry's positional parameters, where they are known.
+        account: what a recipe did to the model.
+        started: when the work began, by ``time.perf_counter``.
+        text: what a language model says about its text; the result then generates.
+    """
+    started = time.perf_counter() if started is None else started
+    config = builder.config
 
     def build() -> Compilation:
-        programs = normalise(exported)
         result = run_pipeline(
-            programs,
+            normal(),
             builder.portable,
             PassContext(target=config.target, strict=config.strict),
             verify=config.verify,
             observer=config.observer,
         )
-        mine = [t for t in exported.state_dict.values() if isinstance(t, torch.Tensor)]
-        mine += [t for t in exported.constants.values() if isinstance(t, torch.Tensor)]
-        made = builder.specialise(result.programs, parameters, result.decisions, mine)
+        borrowed = [
+            tensor
+            for exported in captured.values()
+            for tensor in (*exported.state_dict.values(), *exported.constants.values())
+            if isinstance(tensor, torch.Tensor)
+        ]
+        made = builder.specialise(result.programs, parameters, result.decisions, borrowed, text)
         if config.strict and account is not None:
             _refuse_dense(account, made.report)
         return made
 
-    key = key_of(exported, config.digest(), *builder.identity, *parameters)
+    identity = (*builder.identity, repr(dict(parameters)), repr(text))
+    key = key_of(captured, config.digest(), *identity)
     watched = config.observer is not None or config.verify == "numeric"
     compilation = cached(key, build, config.cache and not watched)
     facts = {"seconds": round(time.perf_counter() - started, 3)}
@@ -164,20 +230,21 @@ class Builder:
     def specialise(
         self,
         portable: ProgramSet,
-        parameters: tuple[str, ...],
+        parameters: Mapping[str, tuple[str, ...]],
         decisions: Iterable[Decision] = (),
         borrowed: Iterable[torch.Tensor] = (),
+        text: TextSettings | None = None,
     ) -> Compilation:
-        """Binds a portable program to the target and compiles it.
+        """Binds portable programs to the target, all at once, and compiles them.
 
         Args:
+            parameters: names of each entry's positional parameters.
             borrowed: tensors of the caller's, which the compilation must not share.
         """
-        from sparsify.codegen.cost import CpuCostModel
         from sparsify.codegen.support import unsupported_reason
 
         context = PassContext(
-            cost=CpuCostModel(self.target, self.threads),
+            cost=self._cost(),
             target=self.target.name,
             strict=self.config.strict,
             unsupported=unsupported_reason,
@@ -189,36 +256,48 @@ class Builder:
             verify=self.config.verify,
             observer=self.config.observer,
         )
-        specialised, source = result.programs[_ENTRY], portable[_ENTRY]
         return Compilation.of(
-            SavedProgram.of(source),
-            source.weights,
-            specialised,
-            specialised.weights,
+            tuple(map(SavedProgram.of, portable)),
+            portable.weights,
+            result.programs,
+            result.programs.weights,
             borrowed,
-            library=self._library(specialised),
+            library=self._library(result.programs),
             target=self.config.target,
             features=self.target.features,
             pipeline=pipeline_text(self.binding),
             parameters=parameters,
             num_threads=self.config.num_threads,
             report=Report((*decisions, *result.decisions), self.target.name),
+            text=None if text is None else text.to_dict(),
         )
 
-    def _library(self, specialised: Program) -> Library | None:
+    def _cost(self) -> CostModel:
+        from sparsify.codegen.cost import CpuCostModel
+
+        predicted = CpuCostModel(self.target, self.threads)
+        if self.config.tune == "off":
+            return predicted
+        from sparsify.codegen.measurements import Measurements
+        from sparsify.codegen.tune import EFFORTS, TunedCostModel
+
+        kept = Measurements(cache_directory() / "tuned" if self.config.cache else None)
+        return TunedCostModel(predicted, EFFORTS[self.config.tune], kept)
+
+    def _library(self, specialised: ProgramSet) -> Library | None:
         from sparsify.codegen.build import compile_library
 
-        regions = Plan.of(specialised).regions
+        regions = [region for program in specialised for region in Plan.of(program).regions]
         entries = {region.name: region.program for region in regions if region.kind == "compiled"}
         if not entries:
             return None
         return Library(lambda path: compile_library(entries, self.target, path))
 
 
-def cached(key: str, build: Any, use_cache: bool) -> Compilation:
+def cached(key: str, build: Callable[[], Compilation], use_cache: bool) -> Compilation:
     """The compilation of this key from the cache, else a new one, which the cache then holds."""
     found = find(key) if use_cache else None
-    compilation: Compilation = build() if found is None else found
+    compilation = build() if found is None else found
     facts: dict[str, Any] = {"cached": found is not None}
     if use_cache and found is None:
         failure = keep(key, compilation)
@@ -228,14 +307,18 @@ def cached(key: str, build: Any, use_cache: bool) -> Compilation:
     return replace(compilation, report=replace(report, facts={**report.facts, **facts}))
 
 
-def run(compilation: Compilation) -> CompiledModel:
+def run(compilation: Compilation) -> CompiledModel | CompiledCausalLM:
     """Loads a compilation's kernels into this process."""
-    if compilation.library is None:
-        return CompiledModel(compilation, None)
-    from sparsify.codegen.runtime.executor import Executor
+    executor = None
+    if compilation.library is not None:
+        from sparsify.codegen.runtime.executor import Executor
 
-    threads = compilation.num_threads or default_threads()
-    return CompiledModel(compilation, Executor(compilation.library.path, threads))
+        threads = compilation.num_threads or default_threads()
+        executor = Executor(compilation.library.path, threads)
+    model = CompiledModel(compilation, executor)
+    if compilation.text is None:
+        return model
+    return CompiledCausalLM(model, TextSettings.from_dict(compilation.text))
 
 
 def default_threads() -> int:

@@ -12,6 +12,9 @@ from typing import Any, Literal, Protocol, get_args
 VerifyLevel = Literal["shapes", "numeric"]
 """How each pass is checked: by graph lint and shapes, or also by running both programs."""
 
+TuneLevel = Literal["off", "quick", "full"]
+"""How layouts are chosen: by prediction, or by timing the best few, or all, of the candidates."""
+
 
 class Recipe(Protocol):
     """A rewrite that changes numbers and so must be asked for: a pruning method.
@@ -39,6 +42,7 @@ class CompileConfig:
         passes: the pipeline, as text or as passes in order; None for the standard one.
         disable: names of passes to leave out.
         verify: see `VerifyLevel`.
+        tune: see `TuneLevel`.
         cache: reuse an earlier compilation of the same model.
         observer: called as the pipeline runs; no part of the digest.
 
@@ -54,6 +58,7 @@ class CompileConfig:
     passes: str | tuple[Any, ...] | None = None
     disable: tuple[str, ...] = ()
     verify: VerifyLevel = "shapes"
+    tune: TuneLevel = "off"
     cache: bool = True
     observer: Callable[..., Any] | None = dataclasses.field(default=None, compare=False)
 
@@ -74,9 +79,10 @@ class CompileConfig:
         for name in ("strict", "cache"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
-        if self.verify not in get_args(VerifyLevel):
-            levels = " or ".join(map(repr, get_args(VerifyLevel)))
-            raise ValueError(f"verify={self.verify!r} must be {levels}")
+        for name, levels in (("verify", VerifyLevel), ("tune", TuneLevel)):
+            if getattr(self, name) not in get_args(levels):
+                known = " or ".join(map(repr, get_args(levels)))
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {known}")
         if self.observer is not None and not callable(self.observer):
             raise TypeError(f"observer={self.observer!r} must be callable")
         object.__setattr__(self, "disable", _names("disable", self.disable))

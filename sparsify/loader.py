@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import replace
+from typing import Any
 
+from sparsify.artefact.compilation import Compilation
 from sparsify.artefact.files import Contents
 from sparsify.cache import key_of
 from sparsify.compiled import CompiledModel
 from sparsify.compiler import Builder, cached, run
 from sparsify.config import CompileConfig
+from sparsify.generation import CompiledCausalLM, TextSettings
 from sparsify.passes import pipeline_text
-from sparsify.program import ProgramSet
 from sparsify.report import Report
 
 
@@ -22,7 +24,7 @@ def load(
     trusted: bool | None = None,
     target: str | None = None,
     num_threads: int | None = None,
-) -> CompiledModel:
+) -> Any:
     """Reads a model that `CompiledModel.save` wrote.
 
     The file holds a shared library, which is code. Where it may not or cannot run, the kernels
@@ -36,9 +38,13 @@ def load(
         target: build for another target than the file's.
         num_threads: threads of one call; None for the number that was compiled with.
 
+    Returns:
+        What was saved: a `CompiledModel`, or a `CompiledCausalLM`.
+
     Raises:
         FileNotFoundError: no such file.
-        ArtefactError: no file of sparsify, of a newer format, truncated, damaged, or incomplete.
+        ArtefactError: no file of sparsify, of another format version, truncated, damaged, or
+            incomplete.
         RuntimeError: this CPU lacks a feature that the kernels use.
     """
     contents = Contents.open(path, trusted)
@@ -57,23 +63,28 @@ def load(
     return _rebuilt(contents, target or contents.target, num_threads or contents.num_threads)
 
 
-def _rebuilt(contents: Contents, target: str, num_threads: int | None) -> CompiledModel:
-    portable = contents.portable()
+def _rebuilt(
+    contents: Contents, target: str, num_threads: int | None
+) -> CompiledModel | CompiledCausalLM:
+    programs = contents.portable()
     config = CompileConfig(target=target, num_threads=num_threads, passes=contents.pipeline)
     builder = Builder.of(config)
     decided = {pass_.name for pass_ in builder.binding}
     decisions = [d for d in contents.report if d.made_by not in decided]
     key = key_of(
-        portable.exported,
+        {program.name: program.exported for program in programs},
         *builder.identity,
-        *contents.parameters,
+        repr(contents.parameters),
+        repr(contents.text),
         pipeline_text(builder.binding),
         Report(tuple(decisions)).to_json(),
     )
-    programs = ProgramSet((portable,))
-    return run(
-        cached(key, lambda: builder.specialise(programs, contents.parameters, decisions), True)
-    )
+    text = None if contents.text is None else TextSettings.from_dict(contents.text)
+
+    def build() -> Compilation:
+        return builder.specialise(programs, contents.parameters, decisions, text=text)
+
+    return run(cached(key, build, True))
 
 
 def _check_host(contents: Contents) -> None:

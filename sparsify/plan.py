@@ -3,8 +3,9 @@
 A pass marks the nodes of a program (``node.meta[REGION]``); `Plan.of` cuts it there::
 
     x -> embedding -> linear | -> histc | -> linear -> y
-         region_0, compiled    region_1   region_2, compiled
-                               torch
+         forward_region_0,     forward_   forward_region_2,
+        compiled              region_1,  compiled
+                              torch
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from torch.export.graph_signature import (
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree
 
-from sparsify.program import Program
+from sparsify.effects import written_by
+from sparsify.program import Program, verifiers_of
 
 Kind = Literal["compiled", "torch"]
 REGION = "sparsify_region"
@@ -47,6 +49,7 @@ class Region:
     """A part of a program that runs in one piece.
 
     Attributes:
+        name: unique in a set of programs.
         program: its own program over the same weights.
         inputs: the values it reads, in the order of the program's inputs.
         outputs: the values it makes.
@@ -91,9 +94,10 @@ class Plan:
         """
         cuts: dict[str, _Cut] = {}
         sizes = Sizes(program.user_inputs())
+        whole = f"{program.name}_region_0", "compiled"
         for node in program.graph.nodes:
             if node.op == "call_function" and not sizes.is_size(node):
-                name, kind = node.meta.get(REGION, ("region_0", "compiled"))
+                name, kind = node.meta.get(REGION, whole)
                 cuts.setdefault(name, _Cut(name, kind, program, sizes)).nodes.append(node)
         final = next(n for n in program.graph.nodes if n.op == "output")
         weights = program.weight_names
@@ -187,8 +191,9 @@ class _Cut:
 
     def finish(self, read: set[str]) -> Region:
         """The region, giving away those of its values that are read elsewhere."""
-        given = [self.copies[n] for n in self.nodes if n.name in read]
-        names = tuple(n.name for n in self.nodes if n.name in read)
+        # A result of a call that writes goes out even unread: a backend drops what nothing reads.
+        results = [n for n in self.nodes if n.name in read or (written_by(n) and not n.users)]
+        given, names = [self.copies[n] for n in results], tuple(n.name for n in results)
         self.graph.output(tuple(given)).meta["val"] = tuple(n.meta["val"] for n in given)
         weight_names = self.program.weight_names
         targets = [weight_names[name] for name in self.weights]
@@ -201,7 +206,7 @@ class _Cut:
             range_constraints=self.program.exported.range_constraints,
             module_call_graph=[_call_entry(len(self.inputs), len(given))],
             constants={},
-            verifiers=self.program.exported.verifiers,
+            verifiers=verifiers_of(self.graph, self.program.exported),
         )
         program = Program(self.name, exported)
         return Region(self.name, self.kind, program, tuple(self.inputs), names)
@@ -271,10 +276,11 @@ class _Cut:
 
 
 def symbols_of(node: fx.Node) -> set[sympy.Symbol]:
-    """The symbols in the sizes of a node's value."""
+    """The symbols in the sizes of a node's value; strides do not count, inputs come contiguous."""
     values = _pytree.tree_leaves(node.meta.get("val"))
-    sized = (v for v in values if isinstance(v, torch.Tensor | torch.SymInt))
-    return {symbol for value in sized for symbol in free_symbols(value)}
+    sizes = [v.shape for v in values if isinstance(v, torch.Tensor)]
+    numbers = [v for v in values if isinstance(v, torch.SymInt)]
+    return {symbol for extent in (*sizes, *numbers) for symbol in free_symbols(extent)}
 
 
 def _shape(node: fx.Node) -> tuple[int | torch.SymInt, ...]:

@@ -31,8 +31,9 @@ class Decision:
         density: nonzeros over elements, None where it has no meaning.
         layout: layout spec bound to the site, None while the program is portable.
         bytes_stored: bytes of the weight as bound; bytes_dense: of the dense fp32 original.
-        predicted_seconds: cost-model time of the chosen layout; dense_seconds: of packed dense.
-        measured_seconds: as tuned; None when nothing was measured.
+        predicted_seconds: the cost model's time of the chosen layout, summed over the weight's
+            uses; dense_seconds: of the best dense one. Measured times where it measured.
+        measured_seconds: as tuned; None when any of it was predicted.
         error: measured error of a lossy rewrite; None for lossless ones.
     """
 

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import sympy
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.utils import _pytree
 from torch.utils._sympy.value_ranges import ValueRanges
 
-Size: TypeAlias = int | sympy.Expr
-
-
-@dataclass(frozen=True)
-class TensorInput:
-    """What one tensor argument must be; sizes are numbers or expressions over symbols."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[Size, ...]
-
-
-@dataclass(frozen=True)
-class ConstantInput:
-    """An argument whose value was fixed when the model was exported."""
-
-    name: str
-    value: Any
-
+from sparsify.arguments import (
+    ConstantInput,
+    TensorInput,
+    check_constant,
+    check_kind,
+    check_state,
+    inputs_of,
+    plain,
+)
 
 Sizes = dict[sympy.Symbol, int]
 
@@ -59,7 +47,8 @@ class CallSignature:
         self.parameters = tuple(parameters) or (*names, *keywords)
         self.out_spec = spec.out_spec
         self.ranges = dict(exported.range_constraints)
-        self.inputs = _inputs(exported, self.arguments)
+        self.inputs = inputs_of(exported, self.arguments)
+        self.tensors = tuple(i for i in self.inputs if isinstance(i, TensorInput))
         self._binders: dict[sympy.Symbol, str] = {}
         for wanted in self.inputs:
             for dim, size in enumerate(getattr(wanted, "shape", ())):
@@ -76,7 +65,8 @@ class CallSignature:
 
         Raises:
             TypeError: a missing, unknown or repeated argument, a wrong type, structure or dtype.
-            ValueError: a wrong shape, size, device or constant.
+            ValueError: a wrong shape, size, device or constant, or state that kernels cannot
+                change where it lies.
         """
         given = self._named(args, kwargs)
         leaves: list[Any] = []
@@ -87,14 +77,15 @@ class CallSignature:
         derived: list[tuple[TensorInput, torch.Tensor]] = []
         for wanted, value in zip(self.inputs, leaves, strict=True):
             if isinstance(wanted, ConstantInput):
-                _check_constant(wanted, value)
+                check_constant(wanted, value)
                 continue
-            _check_kind(wanted, value)
+            check_kind(wanted, value)
             if not self._bind_shape(wanted, value, sizes):
                 derived.append((wanted, value))
-            tensors.append(_plain(value))
+            tensors.append(value if wanted.state else plain(value))
         for wanted, value in derived:
             self._check_derived(wanted, value, sizes)
+        check_state(self.tensors, tensors)
         for symbol, size in sizes.items():
             self._check_range(symbol, size)
         return tensors, sizes
@@ -195,34 +186,6 @@ def parameters_of(model: Any, exported: ExportedProgram) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _inputs(
-    exported: ExportedProgram, arguments: Mapping[str, _pytree.TreeSpec]
-) -> tuple[TensorInput | ConstantInput, ...]:
-    labels = [
-        name if spec.is_leaf() else f"{name}[{i}]"
-        for name, spec in arguments.items()
-        for i in range(spec.num_leaves)
-    ]
-    specs = exported.graph_signature.input_specs
-    given = [spec.arg for spec in specs if spec.kind == InputKind.USER_INPUT]
-    nodes = {n.name: n for n in exported.graph.nodes if n.op == "placeholder"}
-    inputs: list[TensorInput | ConstantInput] = []
-    for label, argument in zip(labels, given, strict=True):
-        if isinstance(argument, ConstantArgument):
-            inputs.append(ConstantInput(label, argument.value))
-        elif isinstance(argument, TensorArgument):
-            value = nodes[argument.name].meta["val"]
-            sizes = (s if isinstance(s, int) else s.node.expr for s in value.shape)
-            fixed = tuple(int(s) if getattr(s, "is_Integer", False) else s for s in sizes)
-            inputs.append(TensorInput(label, value.dtype, fixed))
-        else:
-            raise ValueError(
-                f"argument {label!r} is a number that may vary ({type(argument).__name__}); pass "
-                "it as a tensor, or export the model with it fixed"
-            )
-    return tuple(inputs)
-
-
 def _leaves(name: str, value: Any, spec: _pytree.TreeSpec) -> list[Any]:
     if spec.is_leaf():
         return [value]
@@ -234,45 +197,6 @@ def _leaves(name: str, value: Any, spec: _pytree.TreeSpec) -> list[Any]:
             f"argument {name!r} has another structure than its example: {found} instead of {spec}"
         )
     return leaves
-
-
-def _check_constant(wanted: ConstantInput, value: Any) -> None:
-    same = type(value) is type(wanted.value) and value == wanted.value
-    if not same:
-        raise ValueError(
-            f"argument {wanted.name!r} is {value!r}, but it was {wanted.value!r} in the example "
-            "inputs and is fixed in the compiled model; compile again with this value"
-        )
-
-
-def _check_kind(wanted: TensorInput, value: Any) -> None:
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(
-            f"argument {wanted.name!r} is {type(value).__name__}, the model takes a torch.Tensor "
-            f"of {wanted.dtype}; convert it with torch.as_tensor"
-        )
-    if value.dtype != wanted.dtype:
-        raise TypeError(
-            f"argument {wanted.name!r} of shape {tuple(value.shape)} is {value.dtype}, the model "
-            f"takes {wanted.dtype}; convert it with .to({wanted.dtype})"
-        )
-    if value.device.type != "cpu":
-        raise ValueError(
-            f"argument {wanted.name!r} of shape {tuple(value.shape)} is on device {value.device}, "
-            "the model runs on the CPU; call .cpu() first"
-        )
-    if value.layout != torch.strided:
-        raise ValueError(
-            f"argument {wanted.name!r} of shape {tuple(value.shape)} is stored as {value.layout}; "
-            "call .to_dense() first"
-        )
-
-
-def _plain(value: torch.Tensor) -> torch.Tensor:
-    """Without autograd and lazy negation, which kernels do not see."""
-    if value.requires_grad:
-        value = value.detach()
-    return value.resolve_neg() if value.is_neg() else value
 
 
 def _shape_text(wanted: TensorInput) -> str:

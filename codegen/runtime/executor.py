@@ -12,9 +12,7 @@ import tvm
 from tvm import relax
 
 from sparsify.codegen.runtime import pool
-
-_ALIGNMENT = 64
-"""Bytes that TVM expects tensors to be aligned to."""
+from sparsify.memory import contiguous_copy, in_place
 
 Entry = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
 
@@ -39,7 +37,8 @@ class Executor:
     def bind(self, entry: str, weights: Sequence[torch.Tensor]) -> Entry:
         """A thread-safe callable from an entry's inputs to its outputs.
 
-        Weights are shared, not copied, except those that are not 64-byte aligned.
+        Weights are shared, not copied, except those that are not 64-byte aligned. So are inputs:
+        an entry that changes one in place must be given one that needs no copy.
         """
         held = [tvm.runtime.from_dlpack(aligned(weight.detach())) for weight in weights]
 
@@ -60,6 +59,4 @@ class Executor:
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself if kernels can read it as it lies, else a copy that they can."""
-    if tensor.is_contiguous() and tensor.data_ptr() % _ALIGNMENT == 0:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor if in_place(tensor) else contiguous_copy(tensor)

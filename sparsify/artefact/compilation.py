@@ -12,11 +12,9 @@ import torch
 
 from sparsify.artefact.graphs import SavedProgram, with_weights
 from sparsify.artefact.weights import can_convert, converted, forms, is_canonical
-from sparsify.program import Program, WeightStore
+from sparsify.memory import contiguous_copy, in_place
+from sparsify.program import ProgramSet, WeightStore
 from sparsify.report import Report
-
-_ALIGNMENT = 64
-"""Bytes that kernels expect a weight to be aligned to."""
 
 
 class Library:
@@ -40,33 +38,36 @@ class Compilation:
     """All that a compiled model is made of, and all that its file holds.
 
     Attributes:
-        portable: the program before it was bound to a target, without its weights.
-        specialised: the program that runs, over the packed weights, its regions marked.
-        kept: weights of the portable program that the packed ones do not give back.
-        library: kernels with one entry for each compiled region; None when there is none.
+        portable: the entry programs before they were bound to a target, without their weights.
+        specialised: those that run, over one store of packed weights, their regions marked.
+        kept: weights of the portable programs that the packed ones do not give back.
+        library: kernels with one entry for each compiled region of any program; None when there
+            is none.
         target: name of the target as asked for; ``report.target`` is the one it stands for.
         features: CPU features that the kernels use.
-        pipeline: the specialising passes as text, to build again from the portable program.
-        parameters: names of the positional parameters of the module's ``forward``.
+        pipeline: the specialising passes as text, to build again from the portable programs.
+        text: what a language model says about its text, plain values; None for other models.
+        parameters: names of each entry's positional parameters, those of ``forward`` for a module.
     """
 
-    portable: SavedProgram
-    specialised: Program
+    portable: tuple[SavedProgram, ...]
+    specialised: ProgramSet
     kept: WeightStore
     library: Library | None
     target: str
     features: tuple[str, ...]
     pipeline: str
-    parameters: tuple[str, ...]
+    parameters: Mapping[str, tuple[str, ...]]
     num_threads: int | None
     report: Report
+    text: dict[str, Any] | None = None
 
     @classmethod
     def of(
         cls,
-        portable: SavedProgram,
+        portable: tuple[SavedProgram, ...],
         canonical: Mapping[str, torch.Tensor],
-        specialised: Program,
+        specialised: ProgramSet,
         packed: Mapping[str, torch.Tensor],
         borrowed: Iterable[torch.Tensor] = (),
         **rest: Any,
@@ -77,20 +78,23 @@ class Compilation:
             borrowed: tensors that the caller may change later; those kept are copied.
         """
         foreign = frozenset(tensor.untyped_storage().data_ptr() for tensor in borrowed)
-        specialised = with_weights(specialised, _owned(packed, foreign))
+        owned = _owned(packed, foreign)
+        specialised = ProgramSet(tuple(with_weights(program, owned) for program in specialised))
         mine, known = specialised.weights, forms(specialised)
         kept = {
             name: canonical[name]
-            for name in portable.weight_names()
+            for saved in portable
+            for name in saved.weight_names()
             if not can_convert(name, mine, known)
         }
         return cls(portable, specialised, WeightStore(_owned(kept, foreign)), **rest)
 
     def canonical(self) -> WeightStore:
-        """The weights as files hold them: those of the portable program, unpacked again."""
+        """The weights as files hold them: those of the portable programs, unpacked again."""
         mine = self.specialised.weights.adding(self.kept)
         known = forms(self.specialised)
-        weights = converted(self.portable.weight_names(), mine, known)
+        names = dict.fromkeys(name for saved in self.portable for name in saved.weight_names())
+        weights = converted(names, mine, known)
         rest = {n: t for n, t in mine.items() if n not in weights and is_canonical(n)}
         return weights.adding(rest)
 
@@ -99,9 +103,7 @@ def _owned(weights: Mapping[str, torch.Tensor], foreign: frozenset[int]) -> dict
     """Weights in memory of our own, where kernels can read them without another copy."""
     return {
         name: tensor
-        if tensor.is_contiguous()
-        and tensor.data_ptr() % _ALIGNMENT == 0
-        and tensor.untyped_storage().data_ptr() not in foreign
-        else tensor.detach().clone(memory_format=torch.contiguous_format)
+        if in_place(tensor) and tensor.untyped_storage().data_ptr() not in foreign
+        else contiguous_copy(tensor.detach())
         for name, tensor in weights.items()
     }

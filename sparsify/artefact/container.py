@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = "sparsify compiled model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST = "manifest.json"
 _ALIGNMENT = 64
 _LOCAL_HEADER = 30
@@ -113,7 +113,7 @@ class Container:
 
     Raises:
         FileNotFoundError: no such file.
-        ArtefactError: no file of ours, a newer format, truncated or damaged.
+        ArtefactError: no file of ours, another format version, truncated or damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -167,10 +167,12 @@ class Container:
             raise ArtefactError(self._foreign(cause)) from cause
         if not ours:
             raise ArtefactError(self._foreign(f"its format is {manifest['format']!r}"))
-        if version > FORMAT_VERSION:
+        if version != FORMAT_VERSION:
+            newer = version > FORMAT_VERSION
+            remedy = "install a newer sparsify, or save" if newer else "compile and save"
             raise ArtefactError(
                 f"cannot load {self.path}: it has format version {version}, this sparsify reads "
-                f"up to {FORMAT_VERSION}; install a newer sparsify, or save the model again"
+                f"{FORMAT_VERSION}; {remedy} the model again"
             )
         return dict(manifest)
 

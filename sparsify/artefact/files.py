@@ -1,18 +1,21 @@
 """Compiled models to files and back.
 
-manifest.json         format, versions, target, decisions, size and SHA-256 of every part
-portable.json         the program bound to no target, as torch.export writes it
-specialised.json      the program as it runs, for this target
-weights.safetensors   the weights in canonical form, dense or CSR, tied ones once
-kernels.so            the compiled regions
+manifest.json              format, versions, target, decisions, size and SHA-256 of every part
+portable/<entry>.json      an entry program bound to no target, as torch.export writes it
+specialised/<entry>.json   the entry program as it runs, for this target
+weights.safetensors        the weights of all entries in canonical form, dense or CSR, once each
+kernels.so                 the compiled regions of all entries
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
+
+import torch
 
 from sparsify.artefact.compilation import Compilation, Library
 from sparsify.artefact.container import ArtefactError, Chunks, Container
@@ -21,11 +24,11 @@ from sparsify.artefact.graphs import SavedProgram, checked
 from sparsify.artefact.trust import is_ours, sign
 from sparsify.artefact.weights import converted, forms, is_canonical, read, written
 from sparsify.plan import mark, marks_of
-from sparsify.program import Program, WeightStore
+from sparsify.program import ProgramSet, WeightStore
 from sparsify.report import Report
 
-_PORTABLE = "portable.json"
-_SPECIALISED = "specialised.json"
+_PORTABLE = "portable/{}.json"
+_SPECIALISED = "specialised/{}.json"
 _WEIGHTS = "weights.safetensors"
 _KERNELS = "kernels.so"
 _DISTRIBUTIONS = {"sparsify": "sparsify-compiler", "torch": "torch", "tvm": "apache-tvm"}
@@ -38,9 +41,10 @@ def versions() -> dict[str, str]:
 
 def write(compilation: Compilation, path: str | os.PathLike[str]) -> None:
     """Writes a compilation; the file is complete or untouched."""
+    specialised = [SavedProgram.of(program) for program in compilation.specialised]
     parts: dict[str, Chunks] = {
-        _PORTABLE: [compilation.portable.data()],
-        _SPECIALISED: [SavedProgram.of(compilation.specialised).data()],
+        **{_PORTABLE.format(saved.name): [saved.data()] for saved in compilation.portable},
+        **{_SPECIALISED.format(saved.name): [saved.data()] for saved in specialised},
         _WEIGHTS: written(compilation.canonical()),
     }
     if compilation.library is not None:
@@ -49,15 +53,22 @@ def write(compilation: Compilation, path: str | os.PathLike[str]) -> None:
 
 
 def _about(compilation: Compilation, digests: dict[str, str]) -> dict[str, Any]:
+    entries = {
+        program.name: {
+            "parameters": list(compilation.parameters.get(program.name, ())),
+            "regions": marks_of(program),
+        }
+        for program in compilation.specialised
+    }
     about: dict[str, Any] = {
         "versions": versions(),
         "target": compilation.target,
         "features": list(compilation.features),
         "pipeline": compilation.pipeline,
-        "parameters": list(compilation.parameters),
         "num_threads": compilation.num_threads,
-        "regions": marks_of(compilation.specialised),
+        "entries": entries,
         "report": compilation.report.to_dict(),
+        "text": compilation.text,
     }
     return {**about, "signature": sign([about, digests])}
 
@@ -100,8 +111,13 @@ class Contents:
         return str(self.container.about["pipeline"])
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        return tuple(self.container.about["parameters"])
+    def entries(self) -> tuple[str, ...]:
+        return tuple(self.container.about["entries"])
+
+    @property
+    def parameters(self) -> dict[str, tuple[str, ...]]:
+        entries = self.container.about["entries"]
+        return {name: tuple(entry["parameters"]) for name, entry in entries.items()}
 
     @property
     def num_threads(self) -> int | None:
@@ -112,6 +128,12 @@ class Contents:
     def report(self) -> Report:
         return Report.from_dict(self.container.about["report"])
 
+    @property
+    def text(self) -> dict[str, Any] | None:
+        """What a language model says about its text; None for other models."""
+        text = self.container.about["text"]
+        return None if text is None else dict(text)
+
     def outdated(self) -> str | None:
         """Why the library does not fit what is installed, or None."""
         built = self.container.about["versions"]
@@ -120,29 +142,27 @@ class Contents:
         ]
         return f"it was built with {', '.join(wrong)}" if wrong else None
 
-    def portable(self) -> Program:
-        """The portable program over its weights."""
-        saved = self._graph(_PORTABLE)
-        weights = self._weights()
-        missing = [name for name in saved.weight_names() if name not in weights]
-        if missing:
-            raise self._error(f"the weight {missing[0]!r} is missing")
-        return saved.program(weights)
+    def portable(self) -> ProgramSet:
+        """The portable programs over their weights."""
+        saved, weights = self._graphs(_PORTABLE), self._weights()
+        self._require((name for program in saved for name in program.weight_names()), weights)
+        return ProgramSet(tuple(program.program(weights) for program in saved))
 
     def compilation(self) -> Compilation:
         """The compilation as it was saved, its weights packed again."""
         library = None
         if _KERNELS in self.container.digests:
             library = Library.of(self.container.part(_KERNELS))
-        hollow = self._graph(_SPECIALISED).program({})
+        hollow = ProgramSet(tuple(saved.program({}) for saved in self._graphs(_SPECIALISED)))
         stored = self._weights()
-        weights = converted(hollow.weight_names.values(), stored, forms(hollow))
-        missing = [name for name in hollow.weight_names.values() if name not in weights]
-        if missing:
-            raise self._error(f"the weight {missing[0]!r} is missing")
-        mark(hollow, {n: (r, k) for n, (r, k) in self.container.about["regions"].items()})
+        wanted = hollow.weights
+        weights = converted(wanted, stored, forms(hollow))
+        self._require(wanted, weights)
+        for program in hollow:
+            regions = self.container.about["entries"][program.name]["regions"]
+            mark(program, {node: (region, kind) for node, (region, kind) in regions.items()})
         return Compilation.of(
-            self._graph(_PORTABLE),
+            self._graphs(_PORTABLE),
             stored,
             hollow,
             weights,
@@ -153,16 +173,25 @@ class Contents:
             parameters=self.parameters,
             num_threads=self.num_threads,
             report=self.report,
+            text=self.text,
         )
+
+    def _require(self, names: Iterable[str], weights: Mapping[str, torch.Tensor]) -> None:
+        missing = [name for name in names if name not in weights]
+        if missing:
+            raise self._error(f"the weight {missing[0]!r} is missing")
 
     def _weights(self) -> WeightStore:
         # Packed forms are always made here: kernels do not check what they are given.
         weights = self._explained(lambda: read(self.container.part(_WEIGHTS)))
         return weights.keeping(name for name in weights if is_canonical(name))
 
-    def _graph(self, name: str) -> SavedProgram:
-        data = bytes(self.container.part(name))
-        return self._explained(lambda: checked(data, trusted=self.trusted))
+    def _graphs(self, part: str) -> tuple[SavedProgram, ...]:
+        return tuple(self._graph(part.format(name), name) for name in self.entries)
+
+    def _graph(self, part: str, name: str) -> SavedProgram:
+        data = bytes(self.container.part(part))
+        return self._explained(lambda: checked(data, name, trusted=self.trusted))
 
     def _explained(self, action: Any) -> Any:
         try:

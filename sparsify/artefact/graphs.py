@@ -50,14 +50,16 @@ class SavedProgram:
     Its name is not part of the bytes.
     """
 
-    def __init__(self, program: Program | None = None, data: bytes | None = None) -> None:
-        self._program, self._data = program, data
+    def __init__(
+        self, name: str, program: Program | None = None, data: bytes | None = None
+    ) -> None:
+        self.name, self._program, self._data = name, program, data
 
     def program(self, weights: Mapping[str, torch.Tensor]) -> Program:
         """The program over these weights."""
         if self._program is None:
             assert self._data is not None
-            self._program = Program("forward", _read(self._data))
+            self._program = Program(self.name, _read(self._data))
         return with_weights(self._program, weights)
 
     def data(self) -> bytes:
@@ -81,11 +83,11 @@ class SavedProgram:
     @classmethod
     def of(cls, program: Program) -> SavedProgram:
         """Lets go of the program's weights."""
-        return cls(with_weights(program, {}))
+        return cls(program.name, with_weights(program, {}))
 
 
-def checked(data: bytes, *, trusted: bool) -> SavedProgram:
-    """A program read from a file.
+def checked(data: bytes, name: str, *, trusted: bool) -> SavedProgram:
+    """A program of this name, read from a file.
 
     The types of inputs and outputs are imported by name: any installed module's for a trusted
     file, else those of transformers and of modules that are imported already.
@@ -100,13 +102,13 @@ def checked(data: bytes, *, trusted: bool) -> SavedProgram:
                 raise ArtefactError(f"the graph calls {value!r}, which is no operator of a model")
         for value in _all(record, "expr_str"):
             _check_expression(value)
-        for name in ("in_spec", "out_spec"):
-            for spec in _all(record, name):
+        for key in ("in_spec", "out_spec"):
+            for spec in _all(record, key):
                 _import_types(json.loads(spec), trusted)
     except (ValueError, TypeError) as cause:
         raise ArtefactError(f"the program cannot be read: {cause}") from cause
     record["guards_code"] = []
-    return SavedProgram(data=json.dumps(record).encode())
+    return SavedProgram(name, data=json.dumps(record).encode())
 
 
 def with_weights(program: Program, weights: Mapping[str, torch.Tensor]) -> Program:

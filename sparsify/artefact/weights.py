@@ -1,6 +1,6 @@
 """Weights between the forms in which a program stores them: canonical in files, packed to run.
 
-encoder.dense.weight:csr.values ...  <->  encoder.dense.weight:sell.values ...
+encoder.dense.weight:csr.values ...  <->  encoder.dense.weight:sell{rows=8,...}.values ...
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from sparsify.layouts import Csr, Dense, Layout, layout_names, parse
 from sparsify.passes.sites import linear_site, packed_name
 from sparsify.program import Program, WeightStore
 
-_PACKED = re.compile(r"(?P<weight>.*):(?P<layout>\w+)\.(?P<tensor>\w+)", re.DOTALL)
+_PACKED = re.compile(
+    r"(?P<weight>.*):(?P<spec>(?P<layout>\w+)(?:\{[^{}]*\})?)\.(?P<tensor>\w+)", re.DOTALL
+)
 _LINEAR = torch.ops.sparsify.sparse_linear.default
 _LAYOUT_ARGUMENT = 2
 _CANONICAL = (Csr(), Dense())
@@ -39,20 +41,23 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class Form:
-    """How a program stores the weight matrix of its linears."""
+    """How programs store the weight matrix of their linears: in one layout, or one for each."""
 
-    layout: Layout
     shape: tuple[int, int]
+    layouts: tuple[Layout, ...]
 
 
-def forms(program: Program) -> dict[str, Form]:
-    """The form of every weight that a linear of the program reads."""
-    found = {}
-    for node in program.graph.nodes:
-        if node.target == _LINEAR:
-            site = linear_site(program, node)
-            found[site.weight] = Form(parse(node.args[_LAYOUT_ARGUMENT]), site.shape)
-    return found
+def forms(programs: Iterable[Program]) -> dict[str, Form]:
+    """The form of every weight that a linear of the programs reads."""
+    shapes: dict[str, tuple[int, int]] = {}
+    layouts: dict[str, dict[Layout, None]] = {}
+    for program in programs:
+        for node in program.graph.nodes:
+            if node.target == _LINEAR:
+                site = linear_site(program, node)
+                shapes[site.weight] = site.shape
+                layouts.setdefault(site.weight, {})[parse(node.args[_LAYOUT_ARGUMENT])] = None
+    return {weight: Form(shape, tuple(layouts[weight])) for weight, shape in shapes.items()}
 
 
 def converted(
@@ -62,8 +67,7 @@ def converted(
 
     Args:
         wanted: names in a store, such as ``w`` or ``w:csr.values``.
-        known: the form of each weight in the specialised program, which holds the parameters of
-            its layout; canonical layouts have none.
+        known: the form of each weight in the specialised programs.
     """
     store: dict[str, torch.Tensor] = {}
     for name in wanted:
@@ -72,7 +76,7 @@ def converted(
         if name in stored:
             store[name] = stored[name]
             continue
-        weight, layout = _form_named(name, known)
+        weight, layout = _form_named(name)
         dense = _dense(weight, stored, known)
         if dense is None:
             continue
@@ -86,17 +90,15 @@ def converted(
 
 def can_convert(name: str, stored: Mapping[str, torch.Tensor], known: Mapping[str, Form]) -> bool:
     """Whether `converted` can give a tensor of this name."""
-    return name in stored or _source(_form_named(name, known)[0], stored, known) is not None
+    return name in stored or _source(_form_named(name)[0], stored, known) is not None
 
 
-def _form_named(name: str, known: Mapping[str, Form]) -> tuple[str, Layout | None]:
+def _form_named(name: str) -> tuple[str, Layout | None]:
     """The weight that a stored name belongs to, and its layout; None for a plain matrix."""
     match = _PACKED.fullmatch(name)
     if match is None or match["layout"] not in layout_names():
         return name, None
-    form = known.get(match["weight"])
-    bound = form is not None and form.layout.name == match["layout"]
-    return match["weight"], form.layout if form and bound else parse(match["layout"])
+    return match["weight"], parse(match["spec"])
 
 
 def _dense(
@@ -118,7 +120,7 @@ def _source(
 ) -> Layout | None:
     """The layout in which a linear's weight is stored."""
     if weight in known:
-        for layout in (known[weight].layout, *_CANONICAL):
+        for layout in (*known[weight].layouts, *_CANONICAL):
             if all(name in stored for name in _stored_names(weight, layout, stored)):
                 return layout
     return None

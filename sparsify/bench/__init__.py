@@ -15,13 +15,16 @@ from sparsify.bench.machine import Machine, threads
 from sparsify.bench.matmuls import MATMUL_PEERS, matmul_peers
 from sparsify.bench.models import MODEL_PEERS, OnnxModel, compiled_peer, model_peers
 from sparsify.bench.peer import Peer, flat_tensors, float64_reference, split_inputs
+from sparsify.bench.prefill import CompiledPrefill, PrefillStep
 
 __all__ = [
     "MATMUL_PEERS",
     "MODEL_PEERS",
+    "CompiledPrefill",
     "Machine",
     "OnnxModel",
     "Peer",
+    "PrefillStep",
     "Ratio",
     "Samples",
     "compiled_peer",

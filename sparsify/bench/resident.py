@@ -20,6 +20,7 @@ import torch
 from sparsify.bench.machine import threads as bound_threads
 from sparsify.bench.models import load_exported
 from sparsify.bench.peer import flat_tensors, split_inputs
+from sparsify.bench.prefill import CompiledPrefill
 from sparsify.bench.runtimes import onnxruntime_peer, openvino_peer
 
 KINDS = ("sparsify", "torch", "onnxruntime", "openvino")
@@ -31,7 +32,8 @@ def resident_bytes(kind: str, path: Path, inputs: Any, threads: int) -> int | No
 
     Args:
         kind: one of `KINDS`; the file is a compiled model, a ``.pt2`` or an ONNX file.
-        inputs: what to run it with; for ONNX a mapping by input name.
+        inputs: what to run it with; for ONNX a mapping by input name, for a compiled language
+            model the token ids of a prompt.
 
     Returns:
         Bytes, or None where the system has no ``/proc``.
@@ -67,6 +69,8 @@ def _run(kind: str, path: Path, args: Any, kwargs: Any, threads: int) -> Any:
         import sparsify
 
         module = sparsify.load(path)
+        if isinstance(module, sparsify.CompiledCausalLM):
+            module = CompiledPrefill(module)
     with torch.no_grad():
         return module, flat_tensors(module(*args, **kwargs))
 

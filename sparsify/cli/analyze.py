@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -12,10 +13,10 @@ from sparsify.bench import Machine
 from sparsify.cli import options
 from sparsify.cli.console import command, show, show_json, step
 from sparsify.cli.impose import Imposed, impose
-from sparsify.cli.models import LoadedModel, load_model, need_inputs, quiet
-from sparsify.layouts import Csr, Dense, PackedDense, WeightStats
-from sparsify.program import CostModel, PassContext, ProgramSet
-from sparsify.report import Decision
+from sparsify.cli.models import LoadedModel, load_to_compile, quiet
+from sparsify.contracts import CostModel, PassContext
+from sparsify.layouts import Csr, Dense, Layout, PackedDense, WeightStats, parse
+from sparsify.program import ProgramSet
 
 _DENSE = (Dense.name, PackedDense.name)
 
@@ -42,7 +43,7 @@ def analyze(
     if imposed is not None and not 0 <= imposed < 1:
         raise ValueError(f"--impose {imposed} must be at least 0 and below 1")
     with step(f"loading {model}"):
-        loaded = need_inputs(load_model(model, batch, seq))
+        loaded = load_to_compile(model, batch, seq)
     with step("analysing"), quiet():
         sites, resolved = _sites(loaded, target, threads)
     if not sites:
@@ -72,6 +73,7 @@ def _sites(loaded: LoadedModel, target: str, threads: int) -> tuple[list[dict[st
     """The portable pipeline, then the layout choice, exactly as a compilation runs them."""
     from sparsify.codegen.cost import CpuCostModel
     from sparsify.codegen.target import Target
+    from sparsify.frontend.causal_lm import import_causal_lm
     from sparsify.frontend.torch import import_torch
     from sparsify.passes import PORTABLE, run_pipeline
     from sparsify.passes.analyze_weights import AnalyzeWeights
@@ -80,38 +82,58 @@ def _sites(loaded: LoadedModel, target: str, threads: int) -> tuple[list[dict[st
     resolved = Target.parse(target)
     cost = CpuCostModel(resolved, threads)
     context = PassContext(cost=cost, target=resolved.name)
-    programs = import_torch(loaded.model, loaded.inputs, dynamic_shapes=None)
+    if loaded.generates:
+        programs = import_causal_lm(loaded.module)
+    else:
+        programs = import_torch(loaded.model, loaded.inputs, dynamic_shapes=None)
     portable = run_pipeline(programs, [*PORTABLE, AnalyzeWeights()], context)
-    tokens = tokens_by_site(portable.programs)
     bound = run_pipeline(portable.programs, [SelectLayout()], context)
-    chosen = {d.site: d for d in bound.decisions}
+    reasons = {d.site: d.reason for d in bound.decisions}
+    uses = _uses(bound.programs)
     sites = [
-        _describe(site, stats, chosen[site], cost, tokens[site])
+        _describe(use, stats, reasons[site], cost)
         for site, stats in portable.analysis.items()
-        if site in chosen
+        for use in uses
+        if use.site == site
     ]
     return sites, resolved.name
 
 
-def tokens_by_site(programs: ProgramSet) -> dict[str, int]:
-    """Rows that each linear sees, at the shapes of the example inputs."""
-    from sparsify.passes.graph import hint, product, shape_of
+@dataclass(frozen=True)
+class _Use:
+    """A linear of one entry program: the rows it sees at the example's shapes, and its layout."""
+
+    site: str
+    program: str
+    tokens: int
+    layout: Layout
+
+
+def _uses(programs: ProgramSet) -> list[_Use]:
+    from sparsify.passes.graph import arguments, hint, operand, product, shape_of
     from sparsify.passes.sites import linear_site
 
-    return {
-        linear_site(program, node).name: hint(product(shape_of(node.args[0])[:-1]))
+    return [
+        _Use(
+            linear_site(program, node).name,
+            program.name,
+            hint(product(shape_of(operand(node))[:-1])),
+            parse(arguments(node)["layout"]),
+        )
         for program in programs
         for node in program.graph.nodes
         if node.target == ops.sparse_linear.overload
-    }
+    ]
 
 
-def _describe(
-    site: str, stats: WeightStats, decision: Decision, cost: CostModel, tokens: int
-) -> dict[str, Any]:
-    layouts = (Dense(), Csr(), *cost.candidates(stats.shape, stats.nnz))
+def _describe(use: _Use, stats: WeightStats, reason: str, cost: CostModel) -> dict[str, Any]:
+    from sparsify.passes.layout_times import LayoutTimes, is_dense
+
+    times = LayoutTimes(cost, stats, [use.tokens])
+    layouts = (Dense(), Csr(), *cost.candidates(stats.shape, stats.nnz, use.tokens))
     return {
-        "site": site,
+        "site": use.site,
+        "program": use.program,
         "shape": list(stats.shape),
         "nnz": stats.nnz,
         "sparsity": 1 - stats.density,
@@ -120,13 +142,13 @@ def _describe(
         "dead_rows": stats.dead_rows,
         "dead_columns": stats.dead_columns,
         "bytes": {x.spec: x.estimate_nbytes(stats.shape, stats.nnz) for x in layouts},
-        "tokens": tokens,
-        "break_even_sparsity": break_even(cost, stats.shape, tokens),
-        "verdict": decision.verdict,
-        "layout": decision.layout,
-        "predicted_seconds": decision.predicted_seconds,
-        "dense_seconds": decision.dense_seconds,
-        "reason": decision.reason,
+        "tokens": use.tokens,
+        "break_even_sparsity": break_even(cost, stats.shape, use.tokens),
+        "verdict": "dense" if is_dense(use.layout) else "sparse",
+        "layout": use.layout.spec,
+        "predicted_seconds": times.of(use.layout),
+        "dense_seconds": times.of(times.dense),
+        "reason": reason,
     }
 
 
@@ -139,7 +161,7 @@ def break_even(cost: CostModel, shape: tuple[int, int], tokens: int) -> float | 
     for percent in range(101):
         nnz = round(elements * (100 - percent) / 100)
         times: dict[bool, list[float]] = {True: [], False: []}
-        for layout in cost.candidates(shape, nnz):
+        for layout in cost.candidates(shape, nnz, tokens):
             seconds = cost.linear_seconds(layout, shape, nnz, tokens)
             times[layout.name in _DENSE].append(seconds)
         if times[False] and min(times[False]) < min(times[True], default=float("inf")):
@@ -154,6 +176,9 @@ def _table(record: dict[str, Any], imposed: float | None) -> Table:
         "conform; break-even: sparsity from which sparse is predicted faster than dense",
     )
     table.add_column("site", overflow="fold")
+    several = len({s["program"] for s in record["sites"]}) > 1
+    if several:
+        table.add_column("program")
     table.add_column("shape")
     table.add_column("tokens", justify="right")
     blocks = list(record["sites"][0]["occupancy"])
@@ -171,6 +196,7 @@ def _table(record: dict[str, Any], imposed: float | None) -> Table:
         stored = {_kind(spec): f"{count / 1e3:.0f}" for spec, count in s["bytes"].items()}
         row = [
             s["site"],
+            *([s["program"]] if several else []),
             "x".join(map(str, s["shape"])),
             str(s["tokens"]),
             f"{s['sparsity']:.1%}",

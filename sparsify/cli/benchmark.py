@@ -14,9 +14,11 @@ import typer
 from rich.table import Table
 
 from sparsify.bench import (
+    CompiledPrefill,
     Machine,
     OnnxModel,
     Peer,
+    PrefillStep,
     Ratio,
     Samples,
     compiled_peer,
@@ -60,7 +62,7 @@ def benchmark(
     memory: Annotated[bool, typer.Option(help="Measure resident size in fresh processes.")] = True,
     as_json: options.Json = False,
 ) -> None:
-    """Time MODEL, compiled, against other runtimes.
+    """Time MODEL, compiled, against other runtimes; of a language model, a prompt's prefill.
 
     Exits with 1 when any candidate's outputs differ from the reference by more than --tolerance.
     """
@@ -90,14 +92,14 @@ class Reference:
     name: str
 
     @classmethod
-    def of(cls, loaded: LoadedModel) -> Reference:
+    def of(cls, module: torch.nn.Module, inputs: Any) -> Reference:
         """Eager float64; where a model insists on its own dtypes, eager float32."""
         try:
-            return cls(float64_reference(loaded.module, loaded.inputs), "float64 eager PyTorch")
+            return cls(float64_reference(module, inputs), "float64 eager PyTorch")
         except (RuntimeError, AssertionError):
-            args, kwargs = split_inputs(loaded.inputs)
+            args, kwargs = split_inputs(inputs)
             with torch.no_grad():
-                outputs = flat_tensors(loaded.module(*args, **kwargs))
+                outputs = flat_tensors(module(*args, **kwargs))
             return cls(copy.deepcopy(outputs), "float32 eager PyTorch")
 
 
@@ -113,15 +115,18 @@ def _measure(
     folder: Path,
 ) -> dict[str, Any]:
     module, inputs = loaded.module, loaded.inputs
+    if loaded.generates:
+        module, inputs = PrefillStep(module).eval(), (inputs[1]["input_ids"],)
     with step("building the peers"), quiet():
         foreign = set(names) - {"torch"}
         onnx = OnnxModel.export(module, inputs) if foreign or memory else None
         candidates = model_peers(module, inputs, count, names, onnx)
-        reference = Reference.of(loaded)
+        reference = Reference.of(module, inputs)
     compiled = compile_loaded(loaded, target=target, num_threads=count)
     ours = folder / "model.sparsify"
     compiled.save(ours)
-    peer = compiled_peer(compiled, inputs, count, ours.stat().st_size)
+    call = CompiledPrefill(compiled) if loaded.generates else compiled
+    peer = compiled_peer(call, inputs, count, ours.stat().st_size)
     candidates = {OURS: replace(peer, version=version("sparsify-compiler")), **candidates}
     errors = {
         name: relative_error(candidate.outputs(), reference.outputs)
@@ -155,6 +160,7 @@ def _measure(
     ratios = {name: ratio(samples[OURS], samples[name]).to_dict() for name in others}
     return {
         "model": loaded.name,
+        "measured": "prefill" if loaded.generates else "forward",
         "inputs": [list(tensor.shape) for tensor in first],
         "target": compiled.report.target,
         "threads": count,
@@ -178,8 +184,9 @@ def _row(candidate: Peer, samples: Samples, per_call: int) -> dict[str, Any]:
 def _table(record: dict[str, Any]) -> Table:
     machine = Machine(**{**record["machine"], "isa": tuple(record["machine"]["isa"])})
     shapes = ", ".join("x".join(map(str, shape)) for shape in record["inputs"])
+    what = f"{record['model']}, {record['measured']}, inputs {shapes}"
     table = Table(
-        title=f"{record['model']}, inputs {shapes}\n{machine.line(record['threads'])}",
+        title=f"{what}\n{machine.line(record['threads'])}",
         caption=f"ratio: time of sparsify over the peer's, median of interleaved rounds with its "
         f"95% interval. Errors against {record['reference']}, relative to its largest value.",
     )

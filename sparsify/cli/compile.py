@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from sparsify.cli import options
 from sparsify.cli.console import command, note, show, show_json, step
-from sparsify.cli.models import LoadedModel, load_model, need_inputs, quiet
+from sparsify.cli.models import LoadedModel, load_to_compile, quiet
 
 
 @command
@@ -42,6 +43,10 @@ def compile_model(
     verify: Annotated[
         str, typer.Option(help="After each pass: 'shapes', or 'numeric' to compare results too.")
     ] = "shapes",
+    tune: Annotated[
+        str,
+        typer.Option(help="Choose layouts by measuring: 'off', 'quick' (the best few) or 'full'."),
+    ] = "off",
     strict: Annotated[
         bool, typer.Option(help="Fail instead of leaving an operator to PyTorch.")
     ] = False,
@@ -53,7 +58,7 @@ def compile_model(
     if output is not None:
         _check_output(output)
     with step(f"loading {model}"):
-        loaded = need_inputs(load_model(model, batch, seq))
+        loaded = load_to_compile(model, batch, seq)
     compiled = compile_loaded(
         loaded,
         target=target,
@@ -61,6 +66,7 @@ def compile_model(
         passes=None if passes is None else _parsed(passes),
         disable=tuple(disable or ()),
         verify=verify,
+        tune=tune,
         strict=strict,
         # A compilation from the cache runs no pass, so there would be nothing to print.
         cache=cache and observer is None,
@@ -76,11 +82,17 @@ def compile_model(
 
 
 def compile_loaded(loaded: LoadedModel, **config: Any) -> Any:
-    """``sparsify.compile`` with a sign of life."""
+    """``sparsify.compile`` with a sign of life (tuning shows its own).
+
+    A language model is compiled to generate.
+    """
     import sparsify
 
-    with step(f"compiling {loaded.name}"), quiet():
-        return sparsify.compile(loaded.model, loaded.inputs, **config)
+    inputs = None if loaded.generates else loaded.inputs
+    tuned = config.get("tune", "off") != "off"
+    sign = contextlib.nullcontext() if tuned else step(f"compiling {loaded.name}")
+    with sign, quiet():
+        return sparsify.compile(loaded.model, inputs, **config)
 
 
 def graph_printer(before: tuple[str, ...], after: tuple[str, ...]) -> Any:

@@ -13,7 +13,7 @@ from rich.table import Table
 from sparsify.cli import options
 from sparsify.cli.compile import compile_loaded
 from sparsify.cli.console import command, show, show_json, step
-from sparsify.cli.models import load_model, need_inputs
+from sparsify.cli.models import load_to_compile
 from sparsify.report import Decision, Report
 
 
@@ -92,5 +92,5 @@ def _report(
         with step(f"loading {model}"):
             return sparsify.load(model).report
     with step(f"loading {model}"):
-        loaded = need_inputs(load_model(model, batch, seq))
+        loaded = load_to_compile(model, batch, seq)
     return compile_loaded(loaded, target=target, num_threads=threads).report

@@ -33,10 +33,13 @@ def load_folder(
         raise ValueError(f"{folder}: needs transformers; pip install transformers") from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModel.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    generates = any(name.endswith("ForCausalLM") for name in config.architectures or ())
+    kind = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
+    model = kind.from_pretrained(
         folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
     ).eval()
-    if getattr(model.config, "use_cache", False):
+    if not generates and getattr(model.config, "use_cache", False):
         model.config.use_cache = False
     return model, ((), example_inputs(model, folder, batch, seq))
 
@@ -64,7 +67,7 @@ def example_inputs(
     seq = seq or min(_SEQ, positions or _SEQ)
     if positions is not None and seq > positions:
         raise ValueError(f"{folder}: --seq {seq} is more than its {positions} positions")
-    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if has_tokenizer(folder):
         made = _tokenised(folder, batch, seq)
     else:
         generator = torch.Generator().manual_seed(0)
@@ -72,6 +75,11 @@ def example_inputs(
         made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     accepted = inspect.signature(model.forward).parameters
     return {name: tensor for name, tensor in made.items() if name in accepted}
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of transformers."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def _tokenised(folder: Path, batch: int, seq: int) -> dict[str, torch.Tensor]:

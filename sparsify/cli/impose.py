@@ -93,7 +93,7 @@ def _layouts(
 
     cost = CpuCostModel(Target.parse(target), threads)
     candidates = sorted(
-        cost.candidates(shape, nnz),
+        cost.candidates(shape, nnz, tokens),
         key=lambda layout: cost.linear_seconds(layout, shape, nnz, tokens),
     )
     kinds: dict[bool, list[str]] = {True: [], False: []}

@@ -35,6 +35,11 @@ class LoadedModel:
         """The model as something that eager PyTorch can call."""
         return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
 
+    @property
+    def generates(self) -> bool:
+        """Whether it is a language model from a folder, compiled to generate text."""
+        return self.kind == "huggingface" and bool(getattr(self.model, "can_generate", bool)())
+
 
 def load_model(text: str, batch: int | None = None, seq: int | None = None) -> LoadedModel:
     """Loads what ``text`` names, in evaluation mode.
@@ -123,6 +128,21 @@ def need_inputs(loaded: LoadedModel) -> LoadedModel:
     if loaded.inputs is None:
         raise ValueError(
             f"{loaded.name}: gives no example inputs; let the factory return (model, inputs)"
+        )
+    return loaded
+
+
+def load_to_compile(text: str, batch: int | None, seq: int | None) -> LoadedModel:
+    """`load_model` with what a compilation needs: example inputs, or a model that generates.
+
+    Raises:
+        ValueError: there are no inputs, or sizes are given for a model that takes them all.
+    """
+    loaded = need_inputs(load_model(text, batch, seq))
+    if loaded.generates and (batch is not None or seq is not None):
+        raise ValueError(
+            f"{text}: --batch and --seq do not apply to a language model, which is compiled for "
+            "batches and prompts of any size"
         )
     return loaded
 

@@ -72,6 +72,8 @@ def _save(loaded: LoadedModel, output: Path) -> None:
         from sparsify.frontend.torch import capture
 
         exported = loaded.model
+        if loaded.generates:  # a cache of keys and values is no output of an exported program
+            exported.config.use_cache = False  # type: ignore[union-attr]
         with quiet():
             if not isinstance(exported, ExportedProgram):
                 exported = capture(exported, loaded.inputs)

@@ -22,8 +22,9 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from sparsify.frontend.state import restore_writes
 from sparsify.frontend.ties import with_ranges
-from sparsify.program import ProgramSet, rebuild
+from sparsify.program import ProgramSet, is_impure, rebuild
 
 _KEPT = """
     linear matmul scaled_dot_product_attention layer_norm rms_norm group_norm softmax log_softmax
@@ -35,10 +36,11 @@ KEPT_OPERATORS = frozenset(_KEPT.split())
 """ATen operators (any overload) that stay whole, because a kernel or a pass knows them whole."""
 
 
-def normalise(exported: ExportedProgram) -> ProgramSet:
+def normalise(exported: ExportedProgram, name: str = "forward") -> ProgramSet:
     """Functional form with the composite operators kept and every weight a PARAMETER input.
 
     Tied weights become one input under the first of their names. Weights that nothing uses go.
+    Operators of ours that write a graph input go on writing it.
 
     Raises:
         ValueError: when the program changes its buffers or inputs, holds custom objects or
@@ -47,19 +49,19 @@ def normalise(exported: ExportedProgram) -> ProgramSet:
     _refuse_objects(exported)
     table = torch.export.default_decompositions()
     for operator in list(table):
-        namespace, name = operator.name().split("::")
-        if namespace == "aten" and name.split(".")[0] in KEPT_OPERATORS:
+        namespace, overload = operator.name().split("::")
+        if namespace == "aten" and overload.split(".")[0] in KEPT_OPERATORS:
             del table[operator]
     lowered = exported.run_decompositions(table)
     # Decomposing records sizes of its own that no input has.
     known = {s: r for s, r in lowered.range_constraints.items() if s in exported.range_constraints}
-    lowered = with_ranges(lowered, known)
+    lowered = restore_writes(with_ranges(lowered, known))
     _refuse_mutations(lowered)
     _refuse_subgraphs(lowered)
-    program = ProgramSet.single(_weights_as_inputs(lowered))
+    program = ProgramSet.single(_weights_as_inputs(lowered), name)
     if not any(
         n.op == "call_function" and isinstance(n.meta.get("val"), torch.Tensor | tuple | list)
-        for n in program["forward"].graph.nodes
+        for n in program[name].graph.nodes
     ):
         raise ValueError(
             "the graph is empty: the model returns its inputs or constants and computes nothing; "
@@ -107,7 +109,7 @@ def _weights_as_inputs(exported: ExportedProgram) -> ExportedProgram:
     graph.output(output).meta = copy.copy(old_output.meta)
     for before, after in mapping.items():
         after.meta = copy.copy(before.meta)
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(is_impure)
     # Copying a graph renames nodes that are called like Python builtins, "input" above all.
     placeholders = {old.name: new for old, new in mapping.items() if old.op == "placeholder"}
 

@@ -81,7 +81,7 @@ def capture(
     examples = Examples.parse(example_inputs)
     check_weights(dict(model.named_parameters()), dict(model.named_buffers()))
     _check_arguments(model, examples)
-    with _evaluation(model):
+    with evaluation(model):
         if isinstance(dynamic_shapes, str):
             if dynamic_shapes != "auto":
                 raise ValueError(
@@ -166,22 +166,22 @@ def _why_not(model: torch.nn.Module, examples: Examples, cause: Exception) -> st
     except Exception as own:
         return (
             f"{name} fails on its example inputs ({shapes}) before any compilation: "
-            f"{_first_line(own)}{_place(own)}; pass inputs that the model accepts"
+            f"{first_line(own)}{place(own)}; pass inputs that the model accepts"
         )
     return (
         f"torch.export cannot export {name} on example inputs ({shapes}): "
-        f"{type(cause).__name__}: {_first_line(cause)}{_place(cause)}; rewrite that operation "
+        f"{type(cause).__name__}: {first_line(cause)}{place(cause)}; rewrite that operation "
         "without data-dependent Python control flow or sizes, or compile the part of the model "
         "that does not need it"
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _place(error: Exception) -> str:
+def place(error: Exception) -> str:
     """The innermost line of the user's code on the error's traceback."""
     library = str(inspect.getfile(torch)).rsplit("__init__", 1)[0]
     frames = [
@@ -208,7 +208,7 @@ def _check_arguments(model: torch.nn.Module, examples: Examples) -> None:
 
 
 @contextlib.contextmanager
-def _evaluation(model: torch.nn.Module) -> Iterator[None]:
+def evaluation(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode, every module's own mode restored afterwards.
 
     PyTorch's fused encoder layer is switched off meanwhile: it is one opaque operator.

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -18,6 +18,17 @@ from sparsify.layouts.stats import WeightStats
 
 LANES = 16
 """Tokens side by side in one lane group: the innermost extent of every activation in lanes."""
+
+FEW_TOKENS = 8
+"""Up to this many tokens, activations stay row-major: a lane group would be mostly empty."""
+
+Form = Literal["lanes", "rows"]
+"""How a kernel sees activations: ``[groups, features, 16]`` or ``[tokens, features]``."""
+
+
+def form_of(tokens: int) -> Form:
+    """The form in which activations of so many tokens are computed."""
+    return "rows" if tokens <= FEW_TOKENS else "lanes"
 
 
 @dataclass(frozen=True)

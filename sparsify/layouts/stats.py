@@ -23,6 +23,7 @@ class WeightStats:
         dead_rows, dead_columns: rows and columns without a nonzero.
         occupancy: for each block shape of `BLOCKS`, the fraction of blocks holding a nonzero.
         conformity: for each N:M of `PATTERNS`, the fraction of M-groups with at most N nonzeros.
+        bf16_exact: every element is fp32 and exactly a bfloat16.
     """
 
     shape: tuple[int, int]
@@ -31,6 +32,7 @@ class WeightStats:
     dead_columns: int = 0
     occupancy: dict[tuple[int, int], float] = field(default_factory=dict)
     conformity: dict[tuple[int, int], float] = field(default_factory=dict)
+    bf16_exact: bool = False
 
     @property
     def density(self) -> float:
@@ -48,7 +50,15 @@ class WeightStats:
             dead_columns=int((~nonzero.any(0)).sum()),
             occupancy={block: _occupancy(nonzero, block) for block in BLOCKS},
             conformity={pattern: _conformity(nonzero, pattern) for pattern in PATTERNS},
+            bf16_exact=exact_in_bfloat16(weight),
         )
+
+
+def exact_in_bfloat16(weight: torch.Tensor) -> bool:
+    """Whether the lower half of every fp32 element is zero; false for other types."""
+    if weight.dtype != torch.float32:
+        return False
+    return not bool((weight.detach().view(torch.int32) & 0xFFFF).any())
 
 
 def _padded(nonzero: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from sparsify.layouts import LANES
 from sparsify.ops.library import declare
@@ -29,6 +30,12 @@ def token_count(shape: Sequence[int | torch.SymInt]) -> int | torch.SymInt:
     for extent in shape:
         count = count * extent
     return count
+
+
+def expected_tokens(rows: torch.Tensor) -> int:
+    """Tokens of a row-major activation on the example inputs; adds no guard."""
+    count = token_count(rows.shape[:-1])
+    return count if isinstance(count, int) else optimization_hint(count, fallback=1)
 
 
 def _fake_to_lanes(x: torch.Tensor) -> torch.Tensor:

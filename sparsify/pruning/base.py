@@ -84,10 +84,10 @@ class PruneReport:
 
 
 class Pruner(Protocol):
-    """A pruning method: a frozen dataclass whose fields are its options."""
+    """A method that changes weights: a frozen dataclass whose fields are its options."""
 
-    def apply(self, model: nn.Module | ExportedProgram) -> PruneReport:
-        """Prunes the model in place."""
+    def apply(self, model: nn.Module | ExportedProgram) -> Any:
+        """Changes the model in place and returns a report, of pruning a `PruneReport`."""
         ...
 
 

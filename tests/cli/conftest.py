@@ -18,7 +18,8 @@ Cli = Callable[..., Result]
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+        # Without a width of the test runner's, tables are as wide as in a pipe.
+        return CliRunner(env={"COLUMNS": None}).invoke(app, [str(a) for a in arguments])
 
     return run
 

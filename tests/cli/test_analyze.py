@@ -65,7 +65,7 @@ class FixedCost:
     ) -> float:
         return 1.0 if isinstance(layout, PackedDense) else nnz * self.per_nonzero
 
-    def candidates(self, shape: tuple[int, int], nnz: int) -> tuple[Layout, ...]:
+    def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
         return PackedDense(), Csr()
 
 

@@ -31,6 +31,15 @@ def test_the_report_is_printed(cli, tiny: str) -> None:
     assert "64x32" in done.stdout
 
 
+def test_layouts_are_measured(cli, tiny: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SPARSIFY_CACHE_DIR", str(tmp_path))
+    done = cli("compile", tiny, "--tune", "quick", "--json")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""  # the bar is for terminals
+    linears = [d for d in json.loads(done.stdout)["decisions"] if d["made_by"] == "select_layout"]
+    assert linears and all(d["measured_seconds"] > 0 for d in linears)
+
+
 def test_graphs_are_printed_to_stderr(cli, tiny: str) -> None:
     done = cli(
         "compile",
@@ -75,6 +84,7 @@ def test_a_pipeline_can_be_written_out(cli, tiny: str) -> None:
         (("--disable", "nonsense"), "unknown pass 'nonsense'"),
         (("--print-after", "nonsense"), "unknown pass 'nonsense'"),
         (("--verify", "all"), "verify='all'"),
+        (("--tune", "some"), "tune='some'"),
         (("-o", "no/such/folder/x.sparsify"), "no such folder to save into"),
         (("-o", "."), "is a folder"),
     ],

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparsify.contracts import PassContext
 from sparsify.frontend.torch import import_torch
 from sparsify.passes.canonicalize import Canonicalize
-from sparsify.program import PassContext
 
 INF = float("inf")
 
@@ -244,6 +244,11 @@ CASES = (
         ),
         "masked mean": lambda x, y, i, m, c: (
             (x * m[..., None].float()).sum(1) / m.sum(1, keepdim=True).clamp(min=1e-9)
+        ),
+        "positions": lambda x, y, i, m, c: i[:, :1] + seq(x),
+        "angles": lambda x, y, i, m, c: torch.cat([i.unsqueeze(2).float() * W[0]] * 2, 2).cos(),
+        "chosen token of each row": lambda x, y, i, m, c: x.flatten(0, 1).index_select(
+            0, torch.arange(x.shape[0]) * x.shape[1] + (m.sum(1) - 1).clamp(min=0)
         ),
         "position ids": lambda x, y, i, m, c: (i.ne(1).int().cumsum(1) * i.ne(1).int()).long() + 1,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsify.codegen import target as targets
-from sparsify.codegen.isa import AVX2, AVX512, AVX512_HALF_RATE, NEON
+from sparsify.codegen.isa import AVX2, AVX512, AVX512_HALF_RATE, AVX512_ZEN5, NEON
 from sparsify.codegen.target import Target, UnknownTarget, host_features, target_names
 from sparsify.layouts import LANES
 
@@ -79,7 +79,8 @@ def test_a_machine_with_all_features_passes(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("machine", "cpu", "features", "isa", "mcpu"),
     [
-        ("x86_64", "znver5", FEATURES_AVX512, AVX512, "znver5"),
+        ("x86_64", "znver5", FEATURES_AVX512, AVX512_ZEN5, "znver5"),
+        ("x86_64", "sapphirerapids", FEATURES_AVX512, AVX512, "sapphirerapids"),
         ("x86_64", "znver4", FEATURES_AVX512, AVX512_HALF_RATE, "znver4"),
         ("x86_64", "haswell", FEATURES_AVX2, AVX2, "x86-64-v3"),
         # A virtual machine that keeps the name and hides AVX-512.

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsify.codegen.support import unsupported_reason
+from sparsify.contracts import PassContext
 from sparsify.frontend.torch import import_torch
 from sparsify.passes.canonicalize import Canonicalize
-from sparsify.program import PassContext
 
 X, C = torch.randn(3, 5, 4), torch.randn(2, 4, 9, 8)
 Q = torch.randn(2, 2, 5, 4)

@@ -12,11 +12,12 @@ from torch import fx, nn
 from sparsify.artefact.compilation import Compilation
 from sparsify.artefact.graphs import SavedProgram
 from sparsify.compiled import CompiledModel
+from sparsify.contracts import PassContext
 from sparsify.frontend.torch import capture, normalise
 from sparsify.layouts import Layout, PackedDense, Sell
 from sparsify.passes import PORTABLE, SPECIALISE, pipeline_text, run_pipeline
 from sparsify.plan import Plan
-from sparsify.program import PassContext, Program
+from sparsify.program import Program, ProgramSet
 from sparsify.report import Report
 from sparsify.signature import parameters_of
 
@@ -61,7 +62,7 @@ class Cost:
     ) -> float:
         return float(nnz if isinstance(layout, Sell) else shape[0] * shape[1])
 
-    def candidates(self, shape: tuple[int, int], nnz: int) -> tuple[Layout, ...]:
+    def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
         return Sell(rows=4, k_block=32, window=16), PackedDense(rows=6)
 
 
@@ -91,20 +92,29 @@ def assemble(
 ) -> CompiledModel:
     """A compiled model without code generation."""
     exported = capture(model.eval(), inputs, dynamic_shapes)
-    portable = run_pipeline(normalise(exported), PORTABLE)
+    parameters = {"forward": parameters_of(model, exported)}
+    return assemble_programs(normalise(exported), parameters, unsupported)
+
+
+def assemble_programs(
+    programs: ProgramSet,
+    parameters: Mapping[str, tuple[str, ...]] = {},
+    unsupported: Callable[[fx.Node], str | None] | None = None,
+) -> CompiledModel:
+    """Entry programs compiled without code generation."""
+    portable = run_pipeline(programs, PORTABLE)
     context = PassContext(cost=Cost(), unsupported=unsupported)
     bound = run_pipeline(portable.programs, SPECIALISE, context)
-    source, specialised = portable.programs["forward"], bound.programs["forward"]
     compilation = Compilation.of(
-        SavedProgram.of(source),
-        source.weights,
-        specialised,
-        specialised.weights,
+        tuple(map(SavedProgram.of, portable.programs)),
+        portable.programs.weights,
+        bound.programs,
+        bound.programs.weights,
         library=None,
         target="native",
         features=(),
         pipeline=pipeline_text(SPECIALISE),
-        parameters=parameters_of(model, exported),
+        parameters=parameters,
         num_threads=None,
         report=Report((*portable.decisions, *bound.decisions), "eager"),
     )
@@ -112,7 +122,7 @@ def assemble(
 
 
 def in_eager(compilation: Compilation) -> CompiledModel:
-    regions = Plan.of(compilation.specialised).regions
+    regions = [r for program in compilation.specialised for r in Plan.of(program).regions]
     return CompiledModel(compilation, EagerExecutor({r.name: r.program for r in regions}))
 
 

@@ -98,7 +98,7 @@ def test_a_directory_that_cannot_be_written_is_reported(
 
 
 def key(model: nn.Module, *inputs: torch.Tensor, options: str = "", **shapes: Any) -> str:
-    return cache.key_of(capture(model, inputs, **shapes), options)
+    return cache.key_of({"forward": capture(model, inputs, **shapes)}, options)
 
 
 def with_weight(value: float) -> nn.Module:

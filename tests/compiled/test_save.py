@@ -119,9 +119,9 @@ def test_types_that_cannot_be_imported_are_named(assembled: CompiledModel) -> No
     renamed = data.replace(b"builtins.dict", b"absent_package.Output")
     assert renamed != data
     with pytest.raises(ArtefactError, match=r"absent_package\.Output.*install it"):
-        checked(renamed, trusted=True)
+        checked(renamed, "forward", trusted=True)
     with pytest.raises(ArtefactError, match="import absent_package before loading"):
-        checked(renamed, trusted=False)
+        checked(renamed, "forward", trusted=False)
 
 
 def test_output_types_without_a_name_cannot_be_saved(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_the_weights_are_a_safetensors_file_that_can_be_mapped(saved: Path, tmp_
         torch.randn(3, 4).t(),
         torch.tensor([2**40]),
     ],
-    ids=str,
+    ids=lambda tensor: f"{tensor.dtype}-{tuple(tensor.shape)}",
 )
 def test_any_tensor_survives_the_file(tensor: torch.Tensor) -> None:
     data = b"".join(bytes(chunk) for chunk in written({"a": tensor, "b": torch.ones(5)}))
@@ -188,10 +188,10 @@ def test_any_tensor_survives_the_file(tensor: torch.Tensor) -> None:
 
 
 def test_programs_survive_without_paths_of_the_machine(assembled: CompiledModel) -> None:
-    program = assembled._compilation.specialised
+    program = assembled._compilation.specialised["forward"]
     data = SavedProgram.of(program).data()
     assert str(Path(__file__).parent).encode() not in data
-    back = checked(data, trusted=False).program(program.weights)
+    back = checked(data, "forward", trusted=False).program(program.weights)
     assert str(back.graph) == str(program.graph)
     assert [str(v) for v in back.exported.range_constraints.items()] == [
         str(v) for v in program.exported.range_constraints.items()
@@ -246,7 +246,8 @@ def test_a_truncated_file(saved: Path, tmp_path: Path, fraction: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["portable.json", "specialised.json", "weights.safetensors", "kernels.so"]
+    "part",
+    ["portable/forward.json", "specialised/forward.json", "weights.safetensors", "kernels.so"],
 )
 def test_a_damaged_part(saved: Path, tmp_path: Path, part: str) -> None:
     data = bytearray(saved.read_bytes())
@@ -275,12 +276,15 @@ def test_a_missing_part(saved: Path, tmp_path: Path) -> None:
         sparsify.load(path, trusted=True)
 
 
-def test_a_newer_format(saved: Path, tmp_path: Path) -> None:
-    def newer(manifest: dict[str, Any], parts: dict[str, bytes]) -> None:
-        manifest["format_version"] = 99
+@pytest.mark.parametrize(
+    ("version", "remedy"), [(99, "install a newer sparsify"), (1, "compile and save the model")]
+)
+def test_another_format_version(saved: Path, tmp_path: Path, version: int, remedy: str) -> None:
+    def other(manifest: dict[str, Any], parts: dict[str, bytes]) -> None:
+        manifest["format_version"] = version
 
-    path = changed(saved, tmp_path / "f", newer)
-    with pytest.raises(ArtefactError, match=r"format version 99.*install a newer sparsify"):
+    path = changed(saved, tmp_path / "f", other)
+    with pytest.raises(ArtefactError, match=rf"format version {version}, .* reads 2; {remedy}"):
         sparsify.load(path)
 
 
@@ -317,7 +321,7 @@ def test_graphs_that_would_run_code_are_refused(old: bytes, new: bytes, message:
     data = SavedProgram.of(assemble(Plain(), (torch.randn(3, 4),)).portable).data()
     assert old in data
     with pytest.raises(ArtefactError, match=message):
-        checked(data.replace(old, new), trusted=True)
+        checked(data.replace(old, new), "forward", trusted=True)
 
 
 # Trust.

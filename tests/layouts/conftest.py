@@ -5,9 +5,14 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from sparsify.layouts import Csr, Dense, PackedDense, Sell
+from sparsify.layouts import Bitmap, Csr, Dense, Layout, PackedDense, Sell
 
 LAYOUTS = [
+    Bitmap(),
+    Bitmap(rows=1),
+    Bitmap(rows=16),
+    Bitmap(rows=2, value_bits=16),
+    Bitmap(rows=8, value_bits=16),
     Csr(),
     Dense(),
     PackedDense(),
@@ -25,6 +30,13 @@ _SPECIAL = [0.0, -0.0, 1.0, -1.5, 1e-45, -1e-40, 3.4e38, float("inf"), float("-i
 @pytest.fixture(params=LAYOUTS, ids=lambda layout: layout.spec)
 def layout(request):
     return request.param
+
+
+def storable(layout: Layout, weight: torch.Tensor) -> torch.Tensor:
+    """The weight, in bfloat16's precision for layouts that keep no more."""
+    if getattr(layout, "value_bits", 32) == 16:
+        return weight.bfloat16().float()
+    return weight
 
 
 @st.composite

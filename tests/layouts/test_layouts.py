@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsify.layouts import (
+    Bitmap,
     Csr,
     Dense,
     Layout,
@@ -17,7 +18,7 @@ from sparsify.layouts import (
     register,
 )
 
-from .conftest import LAYOUTS, matrices
+from .conftest import LAYOUTS, matrices, storable
 
 PER_LAYOUT = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -31,6 +32,7 @@ def test_every_registered_layout_is_tested():
 @PER_LAYOUT
 @given(weight=matrices())
 def test_round_trip_is_exact(layout, weight):
+    weight = storable(layout, weight)
     shape = tuple(weight.shape)
     packed = layout.pack(weight)
     assert tuple(packed) == layout.tensors
@@ -51,12 +53,12 @@ def test_extreme_shapes(layout, shape, value):
 
 
 def test_packing_copes_with_strided_weights(layout):
-    weight = torch.randn(12, 10).t()[::2]
+    weight = storable(layout, torch.randn(12, 10)).t()[::2]
     assert torch.equal(layout.unpack(layout.pack(weight), (5, 12)), weight)
 
 
 def test_packing_does_not_keep_gradients(layout):
-    packed = layout.pack(torch.nn.Parameter(torch.randn(5, 6)))
+    packed = layout.pack(torch.nn.Parameter(storable(layout, torch.randn(5, 6))))
     assert not any(t.requires_grad for t in packed.values())
 
 
@@ -73,6 +75,8 @@ def test_only_float32_matrices_are_packed(layout, weight):
 @pytest.mark.parametrize(
     "layout",
     [
+        Bitmap(),
+        Bitmap(rows=16, value_bits=16),
         Csr(),
         Dense(),
         PackedDense(),
@@ -86,6 +90,7 @@ def test_estimated_bytes_are_close(layout, shape, density):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator)
     weight[torch.rand(shape, generator=generator) >= density] = 0
+    weight = storable(layout, weight)
     packed = layout.pack(weight)
     assert layout.nbytes(packed) == sum(t.numel() * t.element_size() for t in packed.values())
     nnz = int(weight.count_nonzero())
@@ -97,7 +102,7 @@ def damaged(packed, name, change):
 
 
 def test_missing_tensors_are_refused(layout):
-    packed = layout.pack(torch.randn(9, 7))
+    packed = layout.pack(storable(layout, torch.randn(9, 7)))
     for name in layout.tensors:
         part = {k: v for k, v in packed.items() if k != name}
         with pytest.raises(ValueError, match=f"'{name}' is missing"):
@@ -105,14 +110,14 @@ def test_missing_tensors_are_refused(layout):
 
 
 def test_wrong_dtypes_are_refused(layout):
-    packed = layout.pack(torch.randn(9, 7))
+    packed = layout.pack(storable(layout, torch.randn(9, 7)))
     for name in layout.tensors:
         with pytest.raises(ValueError, match=f"'{name}' is torch.float16"):
             layout.validate(damaged(packed, name, torch.Tensor.half), (9, 7))
 
 
 def test_strided_tensors_are_refused(layout):
-    packed = layout.pack(torch.randn(9, 7))
+    packed = layout.pack(storable(layout, torch.randn(9, 7)))
     for name in layout.tensors:
         twice = torch.stack([packed[name]] * 2, -1)[..., 0]
         with pytest.raises(ValueError, match=f"'{name}' is not contiguous"):
@@ -120,7 +125,7 @@ def test_strided_tensors_are_refused(layout):
 
 
 def test_short_and_long_tensors_are_refused(layout):
-    packed = layout.pack(torch.randn(9, 7))
+    packed = layout.pack(storable(layout, torch.randn(9, 7)))
     for name in layout.tensors:
         for change in (lambda t: t[:-1], lambda t: torch.cat([t, t[-1:]])):
             with pytest.raises(ValueError, match=layout.name):
@@ -137,6 +142,7 @@ def test_a_packing_of_another_shape_is_refused(layout):
 @given(
     layout=st.one_of(
         st.sampled_from([Csr(), Dense()]),
+        st.builds(Bitmap, st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([16, 32])),
         st.builds(PackedDense, rows=st.integers(1, 64)),
         st.builds(
             lambda rows, k_block, groups: Sell(4 * rows, k_block, 4 * rows * groups),
@@ -157,7 +163,7 @@ def test_specs_leave_out_defaults_and_take_spaces():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("coo", "unknown layout 'coo'; known layouts: csr, dense"),
+        ("coo", "unknown layout 'coo'; known layouts: bitmap, csr, dense"),
         ("sell{rows=8", "unknown layout"),
         ("sell{height=8}", "no option 'height'"),
         ("csr{rows=1}", "no option 'rows'"),
@@ -165,6 +171,8 @@ def test_specs_leave_out_defaults_and_take_spaces():
         ("sell{rows=6}", "multiple of 4"),
         ("sell{k_block=5000}", "must be 1..4096"),
         ("sell{rows=8,window=12}", "multiple of rows"),
+        ("bitmap{rows=3}", "rows=3 must be one of"),
+        ("bitmap{value_bits=8}", "value_bits=8 must be 16 or 32"),
         ("packed_dense{rows=0}", "must be positive"),
     ],
 )
@@ -184,8 +192,8 @@ def test_a_name_is_registered_once():
 
 def test_index_widths_limit_what_fits():
     big = WeightStats((1 << 16, 1 << 16), nnz=1 << 31)
-    small = WeightStats((4, 4), nnz=3)
-    for layout in (Csr(), Sell()):
+    small = WeightStats((4, 4), nnz=3, bf16_exact=True)
+    for layout in (Bitmap(), Csr(), Sell()):
         assert "do not fit" in (layout.fits(big) or "")
     for layout in LAYOUTS:
         assert layout.fits(small) is None and isinstance(layout, Layout)

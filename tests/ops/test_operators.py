@@ -20,13 +20,18 @@ OUT, IN = 7, 9
 
 @dataclass(frozen=True)
 class Case:
-    """One call: operator, operands, and what it must return."""
+    """One call: operator, operands, what it must return, and what it must write, by position."""
 
     operator: str
     args: tuple[Any, ...]
     expected: torch.Tensor
     kwargs: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    written: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def own_args(self) -> tuple[Any, ...]:
+        """The operands, with copies of those that the operator writes."""
+        return tuple(a.clone() if i in self.written else a for i, a in enumerate(self.args))
 
 
 def linear_cases(lanes: bool) -> list[Case]:
@@ -121,6 +126,138 @@ def attention(query, memory, mask, offsets, scale, causal):
     return torch.cat(heads, -1).float()
 
 
+def rotary_cases(lanes: bool) -> list[Case]:
+    """Two heads of 4 features turned as complex numbers; the feature behind them is copied."""
+    cases = []
+    for tokens in TOKENS:
+        x, angle = torch.randn(*tokens, IN), torch.randn(*tokens, 2)
+        cos, sin = (f(torch.cat((angle, angle), -1)) for f in (torch.cos, torch.sin))
+        turn = torch.polar(torch.ones_like(angle).double(), angle.double()).unsqueeze(-2)
+        heads = x[..., :8].double().unflatten(-1, (2, 2, 2))
+        turned = torch.complex(heads[..., 0, :], heads[..., 1, :]) * turn
+        y = torch.cat((turned.real, turned.imag), -1).flatten(-2).float()
+        y = torch.cat((y, x[..., 8:]), -1)
+        operands = (x, cos, sin)
+        if lanes:
+            operands = tuple(ops.to_lanes.reference(t) for t in operands)
+        args = (*operands, 2, 4, lanes)
+        cases.append(Case("rotary", args, in_form(y, lanes), label=str(tokens)))
+    return cases
+
+
+def gated_cases(lanes: bool) -> list[Case]:
+    cases = []
+    for number, tokens in enumerate(TOKENS):
+        x = torch.randn(*tokens, 2 * IN)
+        activation = list(ACTIVATIONS)[number]
+        y = ACTIVATIONS[activation](x[..., :IN].double()) * x[..., IN:].double()
+        args = (ops.to_lanes.reference(x) if lanes else x, activation, lanes)
+        cases.append(Case("gated", args, in_form(y.float(), lanes), label=f"{activation}-{tokens}"))
+    return cases
+
+
+KV_HEADS, HEAD_DIM, LAYERS, LAYER = 2, 3, 2, 1
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A paged cache with pages in any order, and what each row of it holds."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    pages: torch.Tensor
+    starts: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def random(cls, batch: int, length: int) -> "Cache":
+        width = -(-(length + 20) // ops.PAGE)
+        number = batch * width + 1
+        pages = torch.randperm(number)[: batch * width].to(torch.int32).reshape(batch, width)
+        keys = torch.randn(LAYERS, number, KV_HEADS, HEAD_DIM, ops.PAGE)
+        values = torch.randn(LAYERS, number, KV_HEADS, ops.PAGE, HEAD_DIM)
+        starts = torch.arange(batch) * 7 % 20
+        counts = length - torch.arange(batch) % (length + 1)
+        return cls(keys, values, pages, starts, counts)
+
+    def at(self, row: int, position: int, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value of one token: views of the cache."""
+        page, slot = int(self.pages[row, position // ops.PAGE]), position % ops.PAGE
+        return self.keys[LAYER, page, head, :, slot], self.values[LAYER, page, head, slot]
+
+
+def append_cases(lanes: bool) -> list[Case]:
+    cases = []
+    for batch, length in TOKENS:
+        cache = Cache.random(batch, length)
+        key, value = torch.randn(batch, length, 7), torch.randn(batch, length, 9)
+        offsets = [1, 2]
+        after = Cache(cache.keys.clone(), cache.values.clone(), *tuple_of(cache)[2:])
+        for row in range(batch):
+            for token in range(int(cache.counts[row])):
+                for head in range(KV_HEADS):
+                    k, v = after.at(row, int(cache.starts[row]) + token, head)
+                    k.copy_(key[row, token, 1 + head * HEAD_DIM :][:HEAD_DIM])
+                    v.copy_(value[row, token, 2 + head * HEAD_DIM :][:HEAD_DIM])
+        if lanes:
+            key, value = ops.to_lanes.reference(key), ops.to_lanes.reference(value)
+        args = (
+            *(cache.keys, cache.values, key, value, cache.pages, cache.starts, cache.counts),
+            *(LAYER, offsets, [batch, length] if lanes else []),
+        )
+        cases.append(
+            Case(
+                "kv_append",
+                args,
+                cache.starts + cache.counts,
+                label=f"{batch}x{length}",
+                written={0: after.keys, 1: after.values},
+            )
+        )
+    return cases
+
+
+def tuple_of(cache: Cache) -> tuple[torch.Tensor, ...]:
+    return (cache.keys, cache.values, cache.pages, cache.starts, cache.counts)
+
+
+def paged_cases(lanes: bool) -> list[Case]:
+    cases = []
+    for number, (batch, length) in enumerate(TOKENS):
+        cache = Cache.random(batch, length)
+        window, softcap = [0, 5, 1, 0, 3][number], [0.0, 0.0, 2.0, 1.5, 0.0][number]
+        query, heads, offset, scale = torch.randn(batch, length, 14), 4, 1, 0.4
+        y = torch.zeros(batch, length, heads, HEAD_DIM)
+        for row in range(batch):
+            for token in range(int(cache.counts[row])):
+                for head in range(heads):
+                    q = query[row, token, offset + head * HEAD_DIM :][:HEAD_DIM]
+                    y[row, token, head] = attend(
+                        cache, row, token, head // 2, q, scale, window, softcap
+                    )
+        if lanes:
+            query = ops.to_lanes.reference(query)
+        args = (
+            *(query, cache.keys, cache.values, cache.pages, cache.starts + cache.counts),
+            *(cache.counts, LAYER, heads, offset, scale, window, softcap),
+            [batch, length] if lanes else [],
+        )
+        label = f"{batch}x{length}-{window}-{softcap}"
+        cases.append(Case("paged_attention", args, in_form(y.flatten(2), lanes), label=label))
+    return cases
+
+
+def attend(cache, row, token, head, query, scale, window, softcap):
+    """One query over the cache, position by position, in float64."""
+    here = int(cache.starts[row]) + token
+    first = max(0, here - window + 1) if window else 0
+    found = [cache.at(row, position, head) for position in range(first, here + 1)]
+    scores = torch.stack([query.double() @ k.double() for k, _ in found]) * scale
+    if softcap:
+        scores = (scores / softcap).tanh() * softcap
+    return (scores.softmax(0)[:, None] * torch.stack([v.double() for _, v in found])).sum(0)
+
+
 def lane_cases(lanes: bool) -> list[Case]:
     cases = []
     for tokens in [*TOKENS, (), (4,), (2, 3, 4)]:
@@ -150,6 +287,10 @@ BUILDERS: list[Callable[[bool], list[Case]]] = [
     linear_cases,
     norm_cases,
     attention_cases,
+    rotary_cases,
+    gated_cases,
+    append_cases,
+    paged_cases,
     lane_cases,
 ]
 
@@ -175,8 +316,11 @@ def test_every_operator_has_cases():
 @pytest.mark.parametrize("case", CASES)
 def test_result(case):
     """The unused lanes of the last group may hold anything; they are not compared."""
-    found = OPERATORS[case.operator].overload(*case.args, **case.kwargs)
+    args = case.own_args()
+    found = OPERATORS[case.operator].overload(*args, **case.kwargs)
     assert found.is_contiguous()
+    for position, expected in case.written.items():
+        assert torch.equal(args[position], expected)
     known = case.expected != 0
     torch.testing.assert_close(found[known], case.expected[known], atol=1e-5, rtol=1e-5)
     assert found.shape == case.expected.shape
@@ -186,11 +330,27 @@ def test_result(case):
 def test_fake_kernel(case):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    real = OPERATORS[case.operator].overload(*case.args)
+    real = OPERATORS[case.operator].overload(*case.own_args())
     with FakeTensorMode() as mode:
         as_fake = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, case.args)
         fake = OPERATORS[case.operator].overload(*as_fake)
     assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_only_what_the_schema_says_is_written(name):
+    arguments = OPERATORS[name].overload._schema.arguments
+    said = {
+        i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write
+    }
+    for case in (p.values[0] for p in CASES if p.values[0].operator == name):
+        assert set(case.written) == said
+        args = case.own_args()
+        before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+        OPERATORS[name].overload(*args)
+        for position, (old, new) in enumerate(zip(before, args, strict=True)):
+            if isinstance(old, torch.Tensor) and position not in said:
+                assert torch.equal(old.nan_to_num(7), new.nan_to_num(7))
 
 
 @pytest.mark.parametrize("name", list(OPERATORS))
@@ -200,9 +360,29 @@ def test_opcheck(name):
     for case in (cases[1], cases[-1]):
         torch.library.opcheck(
             OPERATORS[name].overload,
-            case.args,
+            case.own_args(),
             test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"],
         )
+
+
+def test_padding_queries_give_zeros():
+    cache = Cache.random(3, 7)
+    query = torch.randn(3, 7, 14)
+    counts = torch.tensor([7, 2, 0])
+    found = torch.ops.sparsify.paged_attention(
+        query,
+        cache.keys,
+        cache.values,
+        cache.pages,
+        cache.starts + counts,
+        counts,
+        LAYER,
+        4,
+        1,
+        0.4,
+    )
+    real = torch.arange(7) < counts[:, None]
+    assert found[real].any(-1).all() and not found[~real].any()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

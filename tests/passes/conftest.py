@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils import _pytree
 
+from sparsify.contracts import Pass, PassContext, PassResult
 from sparsify.frontend.torch import import_torch
 from sparsify.layouts import Layout, PackedDense, Sell
 from sparsify.passes import run_pipeline
-from sparsify.program import Pass, PassContext, PassResult, Program, ProgramSet
+from sparsify.program import Program, ProgramSet
 
 
 class FakeCost:
@@ -22,7 +23,7 @@ class FakeCost:
         work = 1.5 * nnz if isinstance(layout, Sell) else shape[0] * shape[1]
         return work * tokens * 1e-11
 
-    def candidates(self, shape: tuple[int, int], nnz: int) -> tuple[Layout, ...]:
+    def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
         return Sell(rows=4, k_block=32, window=16), PackedDense(rows=6)
 
 

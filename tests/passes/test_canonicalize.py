@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparsify.contracts import PassContext
 from sparsify.frontend.torch import import_torch
 from sparsify.passes.canonicalize import Canonicalize
-from sparsify.program import PassContext
 
 aten = torch.ops.aten
 
@@ -309,3 +309,17 @@ def test_minilm(minilm):
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids * 0}
     got, expected = program.run(**call), programs["forward"].run(**call)
     assert torch.equal(got.last_hidden_state, expected.last_hidden_state)
+
+
+def test_a_view_of_a_removed_copy_may_copy(import_model, apply, targets, same_results):
+    """Without the copy, the dims that the view joins no longer follow each other in memory."""
+
+    class Repeated(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.unsqueeze(-1).expand(*x.shape, 2).flatten(-2) + 1).transpose(1, 2).flatten(1)
+
+    model = Repeated()
+    result = apply(import_model(model, torch.randn(2, 5, 3)), Canonicalize())
+    count = targets(result.programs["forward"])
+    assert count["clone"] == 0 and count["reshape"] == 2
+    same_results(model, result.programs["forward"], [(torch.randn(1, 1, 3),)])

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from sparsify.contracts import PassContext
 from sparsify.frontend.torch import import_torch
 from sparsify.passes.fold_constants import FoldConstants
-from sparsify.program import PassContext
 
 aten = torch.ops.aten
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from sparsify.contracts import PassContext
 from sparsify.passes.fuse_attention import FuseAttention
 from sparsify.passes.graph import arguments
-from sparsify.program import PassContext
 
 HEADS, HEAD_DIM = 3, 4
 FEATURES = HEADS * HEAD_DIM

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsify.passes.fold_constants import FoldConstants
 from sparsify.passes.fuse_norm import FuseNorm
 from sparsify.passes.graph import arguments
 
@@ -60,6 +61,48 @@ def test_two_dimensions_are_skipped(import_model, apply, targets):
     (decision,) = result.decisions
     assert decision.verdict == "skipped" and "over 2 dimensions" in decision.reason
     assert targets(result.programs["forward"])["fused_norm"] == 0
+
+
+class Gemma(nn.Module):
+    """A gain stored as its distance from one, and casts that keep the dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6) - 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-3)
+        return (wide * (1.0 + self.weight.float())).type_as(x)
+
+
+def test_a_gain_that_is_stored_without_its_one(import_model, apply, targets, same_results):
+    model = Gemma()
+    result = apply(import_model(model, torch.randn(2, 5, 6)), FoldConstants(), FuseNorm())
+    program = result.programs["forward"]
+    assert set(targets(program)) == {"fused_norm"}
+    assert torch.equal(program.weights["weight_folded"], 1 + model.weight)
+    same_results(model, program, INPUTS)
+
+
+@pytest.mark.parametrize("swap", [lambda t: t.transpose(1, 2), lambda t: t.permute(0, 2, 1, 3)])
+def test_a_transposition_of_heads_comes_after_the_norm(
+    swap, import_model, apply, targets, same_results
+):
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.RMSNorm(2, eps=1e-3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(swap(x.unflatten(-1, (3, 2))))
+
+    model = Heads()
+    result = apply(import_model(model, torch.randn(2, 5, 6)), FuseNorm())
+    program = result.programs["forward"]
+    assert call_of(program)["x"].target == torch.ops.aten.view.default
+    assert targets(program)["permute"] == 1
+    same_results(model, program, INPUTS)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from sparsify.contracts import PassContext
 from sparsify.passes.fuse_attention import FuseAttention
 from sparsify.passes.graph import arguments
 from sparsify.passes.merge_projections import MergeProjections
 from sparsify.passes.sites import is_disabled, member_names, merged_name
-from sparsify.program import PassContext
 
 HEADS, HEAD_DIM = 2, 3
 FEATURES = HEADS * HEAD_DIM
@@ -105,6 +105,122 @@ def test_a_site_switched_off_is_not_merged_with_others(import_model, apply, targ
     result = apply(programs, *FUSE, context=context)
     assert "query.weight" in result.programs.weights
     assert "{key,value}.weight" in result.programs.weights
+
+
+class Turned(nn.Module):
+    """Attention over a paged cache; ``turned`` names what has a rotary embedding."""
+
+    def __init__(self, turned: str = "qk", kv: int = 1) -> None:
+        super().__init__()
+        self.query = nn.Linear(FEATURES, HEADS * 4, bias=False)
+        self.key = nn.Linear(FEATURES, kv * 4)
+        self.value = nn.Linear(FEATURES, kv * 4, bias=False)
+        self.turned, self.kv = turned, kv
+
+    def forward(self, x, pages, starts, counts, keys, values):
+        steps = starts[:, None, None] + torch.arange(x.shape[1])[None, :, None]
+        freqs = steps.float() * torch.tensor([0.9, 0.3])
+        cos, sin = (f(torch.cat((freqs, freqs), -1)) for f in (torch.cos, torch.sin))
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if "q" in self.turned:
+            q = torch.ops.sparsify.rotary(q, cos, sin, HEADS, 4)
+        if "k" in self.turned:
+            k = torch.ops.sparsify.rotary(k, cos, sin, self.kv, 4)
+        lengths = torch.ops.sparsify.kv_append(keys, values, k, v, pages, starts, counts, 0, [0, 0])
+        return torch.ops.sparsify.paged_attention(
+            q, keys, values, pages, lengths, counts, 0, HEADS, 0, 0.5
+        )
+
+
+def paged_inputs(batch: int, length: int, kv: int = 1) -> tuple[torch.Tensor, ...]:
+    width = -(-(length + 5) // 16)
+    pages = torch.randperm(batch * width).to(torch.int32).reshape(batch, width)
+    keys = torch.randn(1, batch * width, kv, 4, 16)
+    starts = torch.arange(batch) % 5
+    counts = (length - torch.arange(batch)).clamp(min=1)
+    return torch.randn(batch, length, FEATURES), pages, starts, counts, keys, keys.mT.clone()
+
+
+@pytest.mark.parametrize(
+    ("turned", "order", "heads"),
+    [
+        ("qk", "{query,key,value}", HEADS + 1),
+        ("", "{query,key,value}", None),
+        ("q", "{query,key,value}", HEADS),
+        ("k", "{key,query,value}", 1),
+    ],
+)
+def test_projections_of_the_paged_cache(turned, order, heads, import_model, apply, targets):
+    model = Turned(turned)
+    result = apply(import_model(model, *paged_inputs(2, 5)), MergeProjections())
+    program = result.programs["forward"]
+    count = targets(program)
+    assert count["linear"] == 1 and count["rotary"] == (heads is not None)
+    assert sorted(program.weights)[-2:] == [f"{order}.bias", f"{order}.weight"]
+    nodes = {
+        str(n.target).split(".")[1]: n for n in program.graph.nodes if "sparsify" in str(n.target)
+    }
+    append, attend = (arguments(nodes[n]) for n in ("kv_append", "paged_attention"))
+    assert append["key"] is append["value"] is attend["query"]
+    starts = {"query": 0, "key": HEADS * 4} if turned != "k" else {"query": 4, "key": 0}
+    assert attend["offset"] == starts["query"]
+    assert append["offsets"] == [starts["key"], HEADS * 4 + 4]
+    if heads is not None:
+        assert arguments(nodes["rotary"])["heads"] == heads
+    for batch, length in ((1, 1), (3, 17)):
+        inputs = paged_inputs(batch, length)
+        mine, other = ([t.clone() for t in inputs] for _ in range(2))
+        with torch.no_grad():
+            torch.testing.assert_close(program.run(*mine), model(*other), atol=2e-5, rtol=2e-5)
+        for found, expected in zip(mine[-2:], other[-2:], strict=True):
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_a_packed_projection_is_read_where_it_lies(import_model, apply, targets):
+    class Packed(nn.Module):
+        """As GPT-2 spells it, with the transpositions that a captured model has."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(FEATURES, 3 * HEADS * 4)
+
+        def forward(self, x, pages, starts, counts, keys, values):
+            parts = self.project(x).split(HEADS * 4, -1)
+            parts = (t.unflatten(-1, (HEADS, 4)).transpose(1, 2) for t in parts)
+            q, k, v = (t.transpose(1, 2).flatten(2) for t in parts)
+            lengths = torch.ops.sparsify.kv_append(
+                keys, values, k, v, pages, starts, counts, 0, [0, 0]
+            )
+            return torch.ops.sparsify.paged_attention(
+                q, keys, values, pages, lengths, counts, 0, HEADS, 0, 0.5
+            )
+
+    programs = import_model(Packed(), *paged_inputs(2, 5, HEADS))
+    program = apply(programs, MergeProjections()).programs["forward"]
+    count = targets(program)
+    assert not {"split_with_sizes", "permute", "clone"} & set(count)
+    (append,) = (n for n in program.graph.nodes if "kv_append" in str(n.target))
+    assert arguments(append)["offsets"] == [HEADS * 4, HEADS * 8]
+    assert arguments(append)["key"].target == torch.ops.aten.linear.default
+
+
+def test_rotations_by_other_angles_stay_apart(import_model, apply, targets):
+    class Opposite(Turned):
+        def forward(self, x, pages, starts, counts, keys, values):
+            cos, sin = x[..., :4].cos(), x[..., :4].sin()
+            q = torch.ops.sparsify.rotary(self.query(x), cos, sin, HEADS, 4)
+            k = torch.ops.sparsify.rotary(self.key(x), cos, -sin, 1, 4)
+            lengths = torch.ops.sparsify.kv_append(
+                keys, values, k, self.value(x), pages, starts, counts, 0, [0, 0]
+            )
+            return torch.ops.sparsify.paged_attention(
+                q, keys, values, pages, lengths, counts, 0, HEADS, 0, 0.5
+            )
+
+    result = apply(import_model(Opposite(), *paged_inputs(2, 5)), MergeProjections())
+    count = targets(result.programs["forward"])
+    assert count["rotary"] == count["linear"] == 2
+    assert "{query,value}.weight" in result.programs.weights
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import fx, nn
 
+from sparsify.contracts import PassContext
 from sparsify.frontend.torch import import_torch
 from sparsify.passes.partition import Partition
 from sparsify.passes.pipeline import run_pipeline
 from sparsify.plan import Plan, mark, marks_of
-from sparsify.program import PassContext, Program, verify
+from sparsify.program import Program
 from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
+from sparsify.verification import verify
 
 
 def refusing(*names: str) -> Callable[[fx.Node], str | None]:
@@ -225,7 +228,7 @@ def test_a_size_may_be_a_result() -> None:
 def test_marks_can_be_taken_off_and_put_back() -> None:
     program, plan, _ = cut(Sandwich(), torch.randn(3, 5, 8), refused=("cumsum",))
     marks = marks_of(program)
-    bare = program.rewrite().finish()
+    bare = Rewriter(program).finish()
     for node in bare.graph.nodes:
         node.meta.pop("sparsify_region", None)
     assert kinds(Plan.of(bare)) == ["compiled"]

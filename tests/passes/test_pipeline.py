@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsify.contracts import GraphPass
 from sparsify.passes import (
     PORTABLE,
     SPECIALISE,
@@ -21,7 +22,7 @@ from sparsify.passes import (
 from sparsify.passes.fuse_epilogue import FuseEpilogue
 from sparsify.passes.select_layout import SelectLayout
 from sparsify.passes.sparse_linear import SparseLinear
-from sparsify.program import GraphPass, ProgramSet
+from sparsify.program import ProgramSet
 
 
 @dataclass(frozen=True)

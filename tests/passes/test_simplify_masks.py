@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparsify.contracts import PassContext
 from sparsify.frontend.torch import import_torch
 from sparsify.passes.simplify_masks import SimplifyMasks, causal_and_rest
-from sparsify.program import PassContext
+from sparsify.rewriter import Rewriter
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
@@ -120,7 +121,7 @@ def test_llama_without_mask_is_causal():
 def test_llama_with_mask_is_causal_and_keys():
     program, decisions = llama(with_mask=True)
     mask = attention(program).args[3]
-    rest = causal_and_rest(program.rewrite(), mask)
+    rest = causal_and_rest(Rewriter(program), mask)
     assert rest is not None and rest.meta["val"].shape[-2] == 1
     assert "causal and a key mask together" in decisions[-1].reason
     assert aten.index.Tensor not in targets(program)

@@ -61,7 +61,7 @@ class ToLanes:
                     with T.serial(T.int64(self.features // width)) as square:
                         feature = bind(square * width)
                         rows = [bind(row(i, feature, width)) for i in range(width)]
-                        for i, column in enumerate(_transposed(rows, width)):
+                        for i, column in enumerate(transposed(rows, width)):
                             store(y, place(feature + i), column, width)
                     for feature in _rest(self.features, width):
                         for i in range(width):
@@ -103,7 +103,7 @@ class FromLanes:
                     with T.serial(T.int64(self.features // width)) as square:
                         feature = bind(square * width)
                         columns = [bind(load(x, place(feature + i), width)) for i in range(width)]
-                        for i, row in enumerate(_transposed(columns, width)):
+                        for i, row in enumerate(transposed(columns, width)):
                             put(i, feature, row, width, first)
                     for feature in _rest(self.features, width):
                         for i in range(width):
@@ -116,7 +116,7 @@ def _rest(features: int, width: int) -> range:
     return range(features // width * width, features)
 
 
-def _transposed(rows: list[Expr], width: int) -> list[Expr]:
+def transposed(rows: list[Expr], width: int) -> list[Expr]:
     """``width`` vectors of ``width`` lanes, transposed by immediate shuffles."""
     distance = 1
     while distance < width:

@@ -2,33 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.dense import DenseLinear
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
 from sparsify.codegen.kernels.cpu.sell import SellLinear
 from sparsify.codegen.registry import LinearSite, register_linear
-from sparsify.layouts import LANES, PackedDense, Sell
+from sparsify.layouts import LANES, Form, PackedDense, Sell
 
-_CHUNK_ROWS = 224
+_TASK_ROWS = 224
 """Output rows of one parallel task, about: enough to reuse a block of activations."""
 
-_SELL_STEP_CYCLES = 0.45
-"""Cycles of a nonzero and token tile besides its multiply-adds: column, weight, loop."""
 
-_SELL_GROUP_CYCLES = 190.0
-"""Cycles to start and end a group of rows: mispredicted loop exit, accumulators, stores."""
+def _even_chunks(rows: int) -> int:
+    """An even number of tasks, so that two threads get the same share."""
+    return max(2, 2 * round(rows / (2 * _TASK_ROWS)))
 
 
-def _vectors(isa: Isa, tokens: int) -> int:
+def _chunk(rows: int, unit: int, chunks: int) -> int:
+    """Rows of a task, whole groups of ``unit`` rows."""
+    return -(-rows // (chunks * unit)) * unit
+
+
+def _vectors_of(isa: Isa, tokens: int) -> int:
     return -(-tokens // LANES) * isa.vectors_per_group
 
 
-def _chunk(rows: int, unit: int) -> int:
-    """Rows of a task: a multiple of ``unit`` that splits the rows into an even number of tasks."""
-    chunks = max(2, 2 * round(rows / (2 * _CHUNK_ROWS)))
-    return -(-rows // (chunks * unit)) * unit
+def _tiles(isa: Isa, tokens: int, widest: int) -> Iterator[tuple[int, int]]:
+    """(tiles, vectors of each) that `tiled_tasks` covers so many tokens with."""
+    left = _vectors_of(isa, tokens)
+    while left:
+        count, left = divmod(left, widest)
+        if count:
+            yield count, widest
+        widest = max(1, widest // 2)
+
+
+def _full_rate(isa: Isa) -> bool:
+    return isa.vector == 16 and isa.fma_per_cycle >= 2
+
+
+@dataclass(frozen=True)
+class SellTuning:
+    """What was measured of the SELL kernel on one kind of CPU.
+
+    Attributes:
+        tiles: rows of a group and most columns of a K block that are worth considering.
+        task_rows: output rows of a task, about, that are; none for an even number of tasks.
+        vector: cycles of one vector's multiply-add.
+        nonzero: cycles of a nonzero and token tile besides: column, weight, loop.
+        sum: cycles of a sum that is loaded and stored, once a K block, and its share of what it
+            takes to begin a group of rows.
+        line: cycles to bring 64 bytes of activations into the first-level cache, once a task.
+        far_line: the same when they no longer fit the second-level cache beside all else.
+    """
+
+    tiles: tuple[tuple[int, int], ...]
+    task_rows: tuple[int, ...]
+    vector: float
+    nonzero: float
+    sum: float
+    line: float
+    far_line: float
+
+    @classmethod
+    def of(cls, isa: Isa) -> SellTuning:
+        if _full_rate(isa):
+            return _FULL_RATE
+        tiles = ((8 if isa.registers >= 32 else 4, 192),)
+        vector = 1 / min(isa.fma_per_cycle, isa.loads_per_cycle)
+        return cls(tiles, (), vector, 0.45, 11.9, 0.0, 0.0)
+
+
+_FULL_RATE = SellTuning(((4, 128), (8, 256), (24, 384)), (192, 384, 768), 0.69, 0.42, 2.2, 0.2, 6.0)
+"""AVX-512 at full rate, fitted on a server Intel (Sapphire Rapids)."""
+
+_SECOND_LEVEL = 2 << 20
+"""Bytes of its second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +89,17 @@ class SellKernels:
     """Unstructured sparse weights."""
 
     layout = Sell
+    form: ClassVar[Form] = "lanes"
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Sell, ...]:
-        rows = 8 if isa.registers >= 32 else 4
-        return (Sell(rows, self._k_block(shape[1]), _chunk(shape[0], rows)),)
+        tuning = SellTuning.of(isa)
+        chunks = [max(1, round(shape[0] / rows)) for rows in tuning.task_rows]
+        found = [
+            Sell(rows, _even(shape[1], widest), _chunk(shape[0], rows, count))
+            for rows, widest in tuning.tiles
+            for count in chunks or [_even_chunks(shape[0])]
+        ]
+        return tuple(dict.fromkeys(found))
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Sell) -> SellLinear:
         return SellLinear(
@@ -48,24 +108,41 @@ class SellKernels:
             site.in_features,
             layout,
             Epilogue(site.bias, site.activation, site.residual),
-            vectors=2,
+            vectors=_vectors(isa, layout),
             chunk_groups=layout.window // layout.rows,
         )
 
     def cycles(
         self, isa: Isa, layout: Sell, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
-        total = _vectors(isa, tokens)
-        vectors = min(2, total)
-        tiles = total / vectors
-        per_step = vectors / min(isa.fma_per_cycle, isa.loads_per_cycle) + _SELL_STEP_CYCLES
-        groups = layout.groups(shape[0]) * layout.blocks(shape[1])
-        return tiles * (nnz * per_step + groups * _SELL_GROUP_CYCLES * layout.rows / 8)
+        tuning = SellTuning.of(isa)
+        sums = layout.groups(shape[0]) * layout.blocks(shape[1]) * layout.rows
+        lines = -(-shape[0] // layout.window) * shape[1] * isa.vector * 4 / 64
+        touched = layout.estimate_nbytes(shape, nnz) + 4 * sum(shape) * tokens
+        line = tuning.line if touched <= _SECOND_LEVEL else tuning.far_line
+        return sum(
+            count * nnz * (vectors * tuning.vector + tuning.nonzero)
+            + count * vectors * (sums * tuning.sum + lines * line)
+            for count, vectors in _tiles(isa, tokens, _vectors(isa, layout))
+        )
 
-    def _k_block(self, in_features: int) -> int:
-        """Even K blocks whose activations, two vectors of tokens wide, leave room in 32 KB."""
-        blocks = -(-in_features // 192)
-        return -(-in_features // blocks)
+    def tasks(self, isa: Isa, layout: Sell, shape: tuple[int, int], tokens: int) -> int:
+        tiles = -(-_vectors_of(isa, tokens) // _vectors(isa, layout))
+        return tiles * -(-shape[0] // layout.window)
+
+
+def _vectors(isa: Isa, layout: Sell) -> int:
+    """Widest token tile: its sums take half of the registers."""
+    return max(1, isa.registers // 2 // layout.rows)
+
+
+def _even(features: int, widest: int) -> int:
+    """Columns of a K block: as even as may be, so that its activations leave room in cache."""
+    return -(-features // -(-features // widest))
+
+
+_DENSE_FULL_RATE = (0.31, 0.47)
+"""Cycles of a weight and token tile, and of each of its vectors; fitted like `_FULL_RATE`."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +150,7 @@ class DenseKernels:
     """Weights without enough zeros."""
 
     layout = PackedDense
+    form: ClassVar[Form] = "lanes"
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[PackedDense, ...]:
         return (PackedDense(6),)
@@ -84,15 +162,27 @@ class DenseKernels:
             site.in_features,
             layout,
             Epilogue(site.bias, site.activation, site.residual),
-            vectors=4 if isa.registers >= 32 else 2,
-            chunk_panels=_chunk(site.out_features, layout.rows) // layout.rows,
+            vectors=self._vectors(isa),
+            chunk_panels=self._chunk(site.out_features, layout) // layout.rows,
             k_block=384,
         )
 
     def cycles(
         self, isa: Isa, layout: PackedDense, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
-        return 1.03 * shape[0] * shape[1] * _vectors(isa, tokens) / isa.fma_per_cycle
+        step, vector = _DENSE_FULL_RATE if _full_rate(isa) else (0.0, 1.03 / isa.fma_per_cycle)
+        tiles = _tiles(isa, tokens, self._vectors(isa))
+        return shape[0] * shape[1] * sum(n * (step + vectors * vector) for n, vectors in tiles)
+
+    def tasks(self, isa: Isa, layout: PackedDense, shape: tuple[int, int], tokens: int) -> int:
+        tiles = -(-_vectors_of(isa, tokens) // self._vectors(isa))
+        return tiles * -(-shape[0] // self._chunk(shape[0], layout))
+
+    def _chunk(self, rows: int, layout: PackedDense) -> int:
+        return _chunk(rows, layout.rows, _even_chunks(rows))
+
+    def _vectors(self, isa: Isa) -> int:
+        return 4 if isa.registers >= 32 else 2
 
 
 register_linear(SellKernels())

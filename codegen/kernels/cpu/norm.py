@@ -1,7 +1,12 @@
-"""Layer and root-mean-square normalisation in lanes: sums run down the features, lane by lane."""
+"""Layer and root-mean-square normalisation.
+
+In lanes, sums run down the features, lane by lane; a row is summed along its features, in vectors
+whose lanes are added up last.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +19,15 @@ from sparsify.codegen.kernels.cpu.simd import (
     LaneTile,
     Registers,
     Tensor,
+    along,
     arguments,
     bind,
+    in_name,
     load,
     prim_func,
+    reduce_lanes,
+    remainder,
+    share,
     splat,
     store,
     symbol,
@@ -31,7 +41,7 @@ _PARTIAL_SUMS = 4
 
 @dataclass(frozen=True)
 class Norm:
-    """The kernel's specification; ``kind`` is ``layer`` or ``rms``."""
+    """The kernel's specification in lanes; ``kind`` is ``layer`` or ``rms``."""
 
     isa: Isa
     features: int
@@ -42,21 +52,15 @@ class Norm:
 
     @property
     def name(self) -> str:
-        epsilon = f"{self.epsilon:.6g}".replace(".", "d").replace("-", "m")
         parts = ["weight"] * self.weight + ["bias"] * self.bias
-        return "_".join([f"{self.kind}_norm_{self.isa.name}_{self.features}_e{epsilon}", *parts])
+        size = f"{self.isa.name}_{self.features}_e{in_name(self.epsilon)}"
+        return "_".join([f"{self.kind}_norm", size, *parts])
 
     def build(self) -> Any:
         """A PrimFunc ``(x[, weight][, bias], y)``."""
         with prim_func(self.name) as result:
             groups = symbol()
-            shape = (groups, self.features, LANES)
-            x, weight, bias, y = arguments(
-                Tensor("x", shape),
-                Tensor("weight", (self.features,)) if self.weight else None,
-                Tensor("bias", (self.features,)) if self.bias else None,
-                Tensor("y", shape),
-            )
+            x, weight, bias, y = self._arguments((groups, self.features, LANES))
 
             def normalise(tile: LaneTile, index: Expr, _: Expr) -> None:
                 base = bind(tile.base(index, self.features))
@@ -74,6 +78,14 @@ class Norm:
 
             tiled_tasks(self.isa, groups, 1, 1, normalise)
         return result[0]
+
+    def _arguments(self, shape: tuple[Expr | int, ...]) -> list[Expr]:
+        return arguments(
+            Tensor("x", shape),
+            Tensor("weight", (self.features,)) if self.weight else None,
+            Tensor("bias", (self.features,)) if self.bias else None,
+            Tensor("y", shape),
+        )
 
     def _mean(self, x: Expr, base: Expr) -> Expr:
         total = self._sum(lambda feature: load(x, base + feature * LANES, self.isa.vector))
@@ -103,3 +115,72 @@ class Norm:
         for i in range(1, _PARTIAL_SUMS):
             total = total + partial[i]
         return bind(total)
+
+
+class RowNorm(Norm):
+    """The kernel's specification for rows ``[tokens, features]``."""
+
+    @property
+    def name(self) -> str:
+        return f"rows_{super().name}"
+
+    def build(self) -> Any:
+        """A PrimFunc ``(x[, weight][, bias], y)``."""
+        with prim_func(self.name) as result:
+            tokens = symbol()
+            x, weight, bias, y = self._arguments((tokens, self.features))
+
+            def normalise(token: Expr) -> None:
+                base = bind(token * self.features)
+                mean = self._row_mean(x, base) if self.kind == "layer" else None
+                scale = self._row_scale(x, base, mean)
+
+                def run(at: Expr, width: int) -> None:
+                    value = load(x, base + at, width)
+                    value = value if mean is None else value - splat(mean, width)
+                    value = value * splat(scale, width)
+                    if weight is not None:
+                        value = value * load(weight, at, width)
+                    if bias is not None:
+                        value = value + load(bias, at, width)
+                    store(y, base + at, value, width)
+
+                along(self.features, self.isa.vector, run)
+
+            share(tokens, tokens * self.features, normalise)
+        return result[0]
+
+    def _row_mean(self, x: Expr, base: Expr) -> Expr:
+        total = self._row_sum(lambda at, width: load(x, base + at, width))
+        return bind(total * T.float32(1.0 / self.features))
+
+    def _row_scale(self, x: Expr, base: Expr, mean: Expr | None) -> Expr:
+        def square(at: Expr, width: int) -> Expr:
+            value = load(x, base + at, width)
+            value = bind(value if mean is None else value - splat(mean, width))
+            return value * value
+
+        variance = Vector(self._row_sum(square), 1).fma(1.0 / self.features, self.epsilon)
+        return variance.call("llvm.sqrt").rdiv(1.0).value
+
+    def _row_sum(self, term: Callable[[Expr, int], Expr]) -> Expr:
+        width = self.isa.vector
+        partial = Registers(_PARTIAL_SUMS, width)
+        for i in range(_PARTIAL_SUMS):
+            partial[i] = splat(0.0, width)
+        steps, rest = divmod(self.features // width, _PARTIAL_SUMS)
+        with T.serial(T.int64(steps)) as step:
+            for i in range(_PARTIAL_SUMS):
+                partial[i] = partial[i] + term(bind((step * _PARTIAL_SUMS + i) * width), width)
+        for i in range(rest):
+            at = T.int64((steps * _PARTIAL_SUMS + i) * width)
+            partial[i] = partial[i] + term(at, width)
+        vectors = bind(sum((partial[i] for i in range(1, _PARTIAL_SUMS)), partial[0]))
+        total = reduce_lanes(vectors, width, _plus)
+        for offset, narrow in remainder(self.features, width):
+            total = total + reduce_lanes(bind(term(T.int64(offset), narrow)), narrow, _plus)
+        return bind(total)
+
+
+def _plus(a: Expr, b: Expr) -> Expr:
+    return a + b

@@ -48,6 +48,17 @@ def symbol() -> Expr:
     return T.int64()
 
 
+def in_name(value: float) -> str:
+    """A number as a part of a kernel's name."""
+    return f"{value:.9g}".replace(".", "d").replace("-", "m").replace("+", "")
+
+
+def require(condition: Expr, message: str, error: str = "IndexError") -> None:
+    """Fails the kernel's call with a Python error unless the condition holds."""
+    with T.Assert(condition, message, error):
+        T.evaluate(0)
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor parameter of a kernel; extents may be `symbol`s."""
@@ -106,6 +117,34 @@ def splat(value: Expr, width: int) -> Expr:
     return T.Broadcast(value, width) if width > 1 else value
 
 
+def remainder(count: int, width: int) -> Iterator[tuple[int, int]]:
+    """What whole vectors leave of a run of elements, as ``(offset, width)`` of narrower ones."""
+    done = count // width * width
+    while done < count:
+        width //= 2
+        if count - done >= width:
+            yield done, width
+            done += width
+
+
+def along(count: int, width: int, body: Callable[[Expr, int], None]) -> None:
+    """Runs ``body(offset, width)`` along contiguous elements, in vectors and then narrower ones."""
+    if count >= width:
+        with T.serial(T.int64(count // width)) as step:
+            body(bind(step * width), width)
+    for offset, narrow in remainder(count, width):
+        body(T.int64(offset), narrow)
+
+
+def reduce_lanes(value: Expr, width: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """One scalar of a vector's lanes, in log2(width) steps."""
+    while width > 1:
+        width //= 2
+        low, high = (T.Shuffle([value], list(range(start, start + width))) for start in (0, width))
+        value = bind(combine(low, high))
+    return value
+
+
 def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *operands)
 
@@ -137,6 +176,14 @@ class Registers:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def clear(self) -> None:
+        for index in range(len(self)):
+            self[index] = splat(0.0, self.width)
+
+    def lane(self, index: int) -> Expr:
+        """One float, counted over all vectors."""
+        return self._slots[index // self.width][index % self.width]
 
 
 @dataclass(frozen=True)
@@ -204,6 +251,27 @@ def tiled_tasks(
                     with T.serial(count) as extra:
                         body(LaneTile(isa, width), bind(T.floordiv(done, width) + extra), chunk)
                     done = bind(done + count * width)
+
+
+_WORTH_THREADS = 32768
+"""Elements whose arithmetic takes longer, at a few bytes a cycle, than waking a second thread."""
+
+
+def share(tasks: Expr, elements: Expr, body: Callable[[Expr], None]) -> None:
+    """Runs ``body(task)`` for each task: in parallel if ``elements`` in all are worth it.
+
+    The kernels of a single token take less time than starting threads.
+    """
+
+    def alone() -> None:
+        with T.serial(tasks) as task:
+            body(task)
+
+    def together() -> None:
+        with T.parallel(tasks) as task:
+            body(task)
+
+    choose(True, elements >= _WORTH_THREADS, together, alone)
 
 
 def _narrower(vectors: int) -> Iterator[int]:

@@ -60,37 +60,52 @@ class Library:
         inputs: Sequence[Any],
         shape: Sequence[int],
         threads: Iterable[int] = (1,),
+        dtype: torch.dtype = torch.float32,
+        changes: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         """What the kernel writes into a tensor of ``shape``, the same with each thread count.
 
         Inputs are tensors and integers; None, an operand the kernel does not have, is left out.
+        Those in ``changes`` are changed as the kernel changes them, the others it must leave alone.
         """
-        given = [
-            _guarded(x)[1] if isinstance(x, torch.Tensor) else x for x in inputs if x is not None
-        ]
-        before = [x.clone() for x in given if isinstance(x, torch.Tensor)]
+        given = [x for x in inputs if x is not None]
         results = []
         for count in threads:
-            whole, y = _guarded(torch.full(tuple(shape), math.nan))
-            arguments = [
-                tvm.runtime.from_dlpack(x) if isinstance(x, torch.Tensor) else x
-                for x in (*given, y)
-            ]
-            with pool.use_threads(count):
-                self._module[kernel.name](*arguments)
-            result = y.clone()
-            y.fill_(math.nan)
-            assert whole.isnan().all(), f"{kernel.name}: wrote outside its output of {tuple(shape)}"
-            results.append(result)
-        after = [x for x in given if isinstance(x, torch.Tensor)]
-        assert all(map(_same_bytes, before, after)), f"{kernel.name}: changed an input"
+            tensors = {i: _guarded(x) for i, x in enumerate(given) if isinstance(x, torch.Tensor)}
+            whole, y = _guarded(torch.full(tuple(shape), _fill(dtype), dtype=dtype))
+            arguments = [tensors[i][1] if i in tensors else x for i, x in enumerate(given)]
+            written = {i for i in tensors if any(given[i] is x for x in changes)}
+            try:
+                with pool.use_threads(count):
+                    self._module[kernel.name](*map(_argument, [*arguments, y]))
+            except Exception:
+                for i in written:
+                    given[i].copy_(tensors[i][1])
+                raise
+            for i in tensors.keys() - written:
+                assert _same_bytes(given[i], tensors[i][1]), f"{kernel.name}: changed an input"
+            results.append([_taken(kernel, *tensors[i]) for i in sorted(written)])
+            results[-1].append(_taken(kernel, whole, y))
         for result in results[1:]:
-            assert _same_bytes(results[0], result), f"{kernel.name}: threads change the result"
-        return results[0]
+            same = all(map(_same_bytes, results[0], result))
+            assert same, f"{kernel.name}: threads change the result"
+        for i, result in zip(sorted(written), results[0][:-1], strict=True):
+            given[i].copy_(result)
+        return results[0][-1]
 
 
-def _inside_guards(value: Any) -> Any:
-    return _guarded(value)[1] if isinstance(value, torch.Tensor) else value
+def _fill(dtype: torch.dtype) -> float:
+    return math.nan if dtype.is_floating_point else 1
+
+
+def _taken(kernel: Kernel, whole: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """A copy of what a kernel wrote, once it is clear that it wrote nothing around it."""
+    result = inside.clone()
+    inside.fill_(_fill(inside.dtype))
+    untouched = whole.isnan() if whole.is_floating_point() else whole == 1
+    where = f"outside a tensor of {tuple(inside.shape)}"
+    assert bool(untouched.all()), f"{kernel.name}: wrote {where}"
+    return result
 
 
 def _argument(value: Any) -> Any:
@@ -100,8 +115,8 @@ def _argument(value: Any) -> Any:
 def _guarded(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(the larger tensor, a copy inside it that is aligned as kernels need)."""
     size = tensor.element_size()
-    fill = math.nan if tensor.is_floating_point() else 1
-    whole = torch.full((tensor.numel() + 2 * GUARD + 64,), fill, dtype=tensor.dtype)
+    count = tensor.numel() + 2 * GUARD + 64
+    whole = torch.full((count,), _fill(tensor.dtype), dtype=tensor.dtype)
     skip = GUARD + (-(whole.data_ptr() + GUARD * size) % 64) // size
     inside = whole[skip : skip + tensor.numel()].view(tensor.shape)
     inside.copy_(tensor)
@@ -164,9 +179,26 @@ def lanes() -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def check_linear(lanes: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
-    """Runs a linear kernel on random activations and compares with float64."""
+def check_rows() -> Callable[..., None]:
+    """Runs a linear kernel for few tokens, row-major, and compares with float64."""
+    return _check_linear(lambda x: x, lambda tokens, features: (tokens, features), lambda y, _: y)
 
+
+@pytest.fixture(scope="session")
+def check_linear(lanes: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
+    """Runs a linear kernel in lanes on random activations and compares with float64."""
+    return _check_linear(
+        lanes,
+        lambda tokens, features: (-(-tokens // LANES), features, LANES),
+        lambda y, tokens: from_lanes.reference(y, (tokens,)),
+    )
+
+
+def _check_linear(
+    enter: Callable[[torch.Tensor], torch.Tensor],
+    shape_of: Callable[[int, int], Sequence[int]],
+    leave: Callable[[torch.Tensor, int], torch.Tensor],
+) -> Callable[..., None]:
     def check(
         library: Library,
         kernel: Any,
@@ -181,10 +213,9 @@ def check_linear(lanes: Callable[[torch.Tensor], torch.Tensor]) -> Callable[...,
         bias = torch.randn(out_features) if epilogue.bias else None
         residual = torch.randn(tokens, out_features) if epilogue.residual else None
         packed = kernel.layout.pack(weight)
-        inputs = [lanes(x), *packed.values(), bias, None if residual is None else lanes(residual)]
-        shape = (-(-tokens // LANES), out_features, LANES)
-        y = library(kernel, inputs, shape, threads)
-        found = from_lanes.reference(y, (tokens,))
+        inputs = [enter(x), *packed.values(), bias, None if residual is None else enter(residual)]
+        y = library(kernel, inputs, shape_of(tokens, out_features), threads)
+        found = leave(y, tokens)
         expected = sparse_linear.reference(
             x.double(), [weight.double()], "dense", out_features, in_features,
             _double(bias), epilogue.activation, _double(residual),

@@ -52,7 +52,7 @@ def with_tiles(isa: Isa, tiles: tuple[int, ...]) -> DenseLinear:
 
 def chosen(isa: Isa, site: LinearSite) -> Any:
     """The kernel that a compilation would pick."""
-    kernels = linear_kernels(PackedDense())
+    kernels = linear_kernels(PackedDense(), 128)
     shape = (site.out_features, site.in_features)
     (layout, *_) = kernels.candidates(isa, shape, shape[0] * shape[1])
     return kernels.kernel(isa, site, layout)

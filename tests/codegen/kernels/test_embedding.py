@@ -20,6 +20,7 @@ def embedding(isa: Isa, shape: tuple[int, int], dtype: torch.dtype) -> Embedding
 @pytest.fixture(scope="module")
 def library(width: Any, build: Callable[..., Any]) -> Any:
     kernels = [embedding(width.isa, shape, dtype) for shape in TABLES for dtype in DTYPES]
+    kernels.append(Embedding(width.isa, None, 7, "int64"))
     return build(kernels, width.target)
 
 
@@ -45,6 +46,16 @@ def test_an_index_outside_the_table_is_refused(
     ids[torch.randint(9, ())] = wrong
     with pytest.raises(IndexError, match="an index is outside the table of 5 rows"):
         library(embedding(width.isa, (5, 7), dtype), [torch.randn(5, 7), ids], (9, 7))
+
+
+def test_a_table_may_have_any_number_of_rows(library: Any, width: Any) -> None:
+    kernel = Embedding(width.isa, None, 7, "int64")
+    for rows in (1, 5, 12):
+        table, ids = torch.randn(rows, 7), torch.randint(rows, (9,))
+        assert torch.equal(library(kernel, [table, ids], (9, 7)), table[ids])
+        for wrong in (-1, rows):
+            with pytest.raises(IndexError, match="an index is outside the table"):
+                library(kernel, [table, torch.tensor([0, wrong])], (2, 7))
 
 
 def test_neon_copies_vectors(assembly_for_neon: Callable[..., str]) -> None:

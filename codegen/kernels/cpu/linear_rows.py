@@ -1,0 +1,168 @@
+"""Candidates, tiles and costs of the linear kernels for few tokens, and their registration.
+
+Cycles were fitted on Sapphire Rapids with weights in the second-level cache; weights that come from
+memory take longer, which the cost model adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsify.codegen.isa import Isa
+from sparsify.codegen.kernels.cpu.bitmap import BitmapLinear
+from sparsify.codegen.kernels.cpu.bitmap_words import spread_cycles
+from sparsify.codegen.kernels.cpu.dense_rows import DenseRowsLinear
+from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.panel_rows import PanelRowsLinear
+from sparsify.codegen.kernels.cpu.rows import row_share
+from sparsify.codegen.kernels.cpu.sell_rows import SellRowsLinear
+from sparsify.codegen.registry import LinearSite, register_linear
+from sparsify.layouts import LANES, Bitmap, Dense, Form, PackedDense, Sell
+
+_WINDOW = 64
+"""Rows of a sorting window for few tokens: those of one parallel task, about."""
+
+_ENTRY_CYCLES = 40.0
+"""Cycles to start and end a group of rows in a K block of SELL."""
+
+
+def _tile(isa: Isa, sums: int) -> int:
+    """Tokens of a tile when each adds ``sums`` accumulators: a power of two, 8 at most."""
+    room = max(1, (isa.registers // 2) // sums)
+    return int(min(8, 1 << (room.bit_length() - 1)))
+
+
+def _tiles(tokens: int, widest: int) -> list[int]:
+    """The token tiles that `token_tiles` makes."""
+    tiles = [widest] * (tokens // widest)
+    rest = tokens % widest
+    return tiles + [1 << bit for bit in range(rest.bit_length()) if rest >> bit & 1]
+
+
+def _vector_cycles(isa: Isa) -> float:
+    """Cycles of multiply-adds over 16 lanes, over those of a core with two 512-bit units."""
+    return isa.vectors_per_group * 2.0 / isa.fma_per_cycle
+
+
+def _epilogue(site: LinearSite) -> Epilogue:
+    return Epilogue(site.bias, site.activation, site.residual)
+
+
+@dataclass(frozen=True)
+class BitmapKernels:
+    """Half to nine tenths of zeros."""
+
+    layout = Bitmap
+    form: ClassVar[Form] = "rows"
+
+    def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Bitmap, ...]:
+        return tuple(Bitmap(rows, bits) for bits in (16, 32) for rows in (4, 2))
+
+    def kernel(self, isa: Isa, site: LinearSite, layout: Bitmap) -> BitmapLinear:
+        shape = site.out_features, site.in_features
+        return BitmapLinear(isa, *shape, layout, _epilogue(site), _tile(isa, layout.rows))
+
+    def cycles(
+        self, isa: Isa, layout: Bitmap, shape: tuple[int, int], nnz: int, tokens: int
+    ) -> float:
+        words = layout.groups(shape[0]) * layout.rows * layout.words(shape[1]) * layout.word / 16
+        token = (0.25 + 0.5 / layout.rows) * _vector_cycles(isa)
+        spread = spread_cycles(isa, layout)
+        tiles = _tiles(tokens, _tile(isa, layout.rows))
+        return words * sum(spread + token * count for count in tiles)
+
+    def tasks(self, isa: Isa, layout: Bitmap, shape: tuple[int, int], tokens: int) -> int:
+        return row_share(shape[0], layout.rows)[0]
+
+
+@dataclass(frozen=True)
+class SellRowsKernels:
+    """Nine tenths of zeros and more."""
+
+    layout = Sell
+    form: ClassVar[Form] = "rows"
+
+    def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Sell, ...]:
+        rows = max(8, isa.vector)
+        longest = (1 << 16) // LANES
+        blocks = max(1, -(-shape[1] // longest))
+        return (Sell(rows, max(1, -(-shape[1] // blocks)), _WINDOW),)
+
+    def kernel(self, isa: Isa, site: LinearSite, layout: Sell) -> SellRowsLinear:
+        shape = site.out_features, site.in_features
+        return SellRowsLinear(isa, *shape, layout, _epilogue(site), tokens=4)
+
+    def cycles(
+        self, isa: Isa, layout: Sell, shape: tuple[int, int], nnz: int, tokens: int
+    ) -> float:
+        entries = layout.groups(shape[0]) * layout.blocks(shape[1])
+        gathered = 0.45 if isa.name != "neon" else 1.5
+        tiles = _tiles(tokens, 4)
+        return sum(nnz * (0.13 + gathered * count) + entries * _ENTRY_CYCLES for count in tiles)
+
+    def tasks(self, isa: Isa, layout: Sell, shape: tuple[int, int], tokens: int) -> int:
+        return row_share(shape[0], layout.window)[0]
+
+
+@dataclass(frozen=True)
+class DenseRowsKernels:
+    """Weights without enough zeros, as they are."""
+
+    layout = Dense
+    form: ClassVar[Form] = "rows"
+    rows: ClassVar[int] = 4
+
+    def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Dense, ...]:
+        return (Dense(),)
+
+    def kernel(self, isa: Isa, site: LinearSite, layout: Dense) -> DenseRowsLinear:
+        shape = site.out_features, site.in_features
+        tile = _tile(isa, 2)
+        return DenseRowsLinear(isa, *shape, layout, _epilogue(site), self.rows, tile)
+
+    def cycles(
+        self, isa: Isa, layout: Dense, shape: tuple[int, int], nnz: int, tokens: int
+    ) -> float:
+        token = 0.55 * _vector_cycles(isa)
+        tiles = _tiles(tokens, _tile(isa, 2))
+        return shape[0] * shape[1] / 16 * sum(1.3 + token * count for count in tiles)
+
+    def tasks(self, isa: Isa, layout: Dense, shape: tuple[int, int], tokens: int) -> int:
+        return row_share(shape[0], self.rows)[0]
+
+
+@dataclass(frozen=True)
+class PanelRowsKernels:
+    """Weights without enough zeros, packed as many tokens need them."""
+
+    layout = PackedDense
+    form: ClassVar[Form] = "rows"
+    panels: ClassVar[int] = 2
+
+    def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[PackedDense, ...]:
+        return (PackedDense(6),)
+
+    def kernel(self, isa: Isa, site: LinearSite, layout: PackedDense) -> PanelRowsLinear:
+        shape = site.out_features, site.in_features
+        epilogue = _epilogue(site)
+        return PanelRowsLinear(isa, *shape, layout, epilogue, self.panels, self._widest(isa))
+
+    def cycles(
+        self, isa: Isa, layout: PackedDense, shape: tuple[int, int], nnz: int, tokens: int
+    ) -> float:
+        token = 1.1 * _vector_cycles(isa)
+        tiles = _tiles(tokens, self._widest(isa))
+        return shape[0] * shape[1] / 16 * sum(1.3 + token * count for count in tiles)
+
+    def tasks(self, isa: Isa, layout: PackedDense, shape: tuple[int, int], tokens: int) -> int:
+        return row_share(shape[0], layout.rows * self.panels)[0]
+
+    def _widest(self, isa: Isa) -> int:
+        return 4 if isa.registers >= 32 else 2
+
+
+register_linear(BitmapKernels())
+register_linear(SellRowsKernels())
+register_linear(DenseRowsKernels())
+register_linear(PanelRowsKernels())

@@ -1,0 +1,150 @@
+"""The paged cache as kernels see it: where a page lies, and the checks before anything is touched.
+
+Keys are ``[layers, pages, kv_heads, head_dim, 16]``, values ``[layers, pages, kv_heads, 16,
+head_dim]``: in one page and head, feature d of the key in slot s lies at ``d * 16 + s``, that of
+the value at ``s * head_dim + d``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script.builder import ir as T
+
+from sparsify.codegen.kernels.cpu.math import LOG2E, Vector, tanh
+from sparsify.codegen.kernels.cpu.simd import (
+    Expr,
+    Tensor,
+    bind,
+    i64,
+    in_name,
+    require,
+    store,
+    symbol,
+)
+from sparsify.layouts import LANES
+
+PAGE = LANES
+"""Tokens of a page."""
+
+
+class PagedCache:
+    """The cache's parameters of one kernel.
+
+    Attributes:
+        batch, table: extents of the page table: sequences, and pages of each.
+        tensors: the parameters ``keys, values, pages``, to be declared by the kernel.
+    """
+
+    def __init__(self, kernel: str, kv_heads: int, head_dim: int) -> None:
+        self._kernel = kernel
+        self._kv_heads, self._block = kv_heads, head_dim * PAGE
+        self._layers, self._pool = symbol(), symbol()
+        self.batch, self.table = symbol(), symbol()
+        leading = (self._layers, self._pool, kv_heads)
+        self.tensors = (
+            Tensor("keys", (*leading, head_dim, PAGE)),
+            Tensor("values", (*leading, PAGE, head_dim)),
+            Tensor("pages", (self.batch, self.table), "int32"),
+        )
+
+    def bind(self, pages: Expr, layer: Expr) -> None:
+        """Takes the declared page table and the layer."""
+        self._pages, self._layer = pages, layer
+
+    def block(self, sequence: Expr, page: Expr, head: Expr) -> Expr:
+        """Offset of one head's keys, and of its values, in a page of a sequence."""
+        place = i64(self._pages[sequence * self.table + page])
+        return ((self._layer * self._pool + place) * self._kv_heads + head) * self._block
+
+    def check_layer(self) -> None:
+        inside = T.And(self._layer >= 0, self._layer < self._layers)
+        require(inside, f"{self._kernel}: the cache has no such layer; make it for all layers")
+
+    def check_held(self, tokens: Expr) -> None:
+        """A sequence holds so many tokens: no sum with a count can overflow afterwards."""
+        require(
+            tokens <= self.table * PAGE,
+            f"{self._kernel}: {self._too_long}",
+        )
+
+    @property
+    def _too_long(self) -> str:
+        return (
+            "a sequence is longer than its row of the page table holds, at "
+            f"{PAGE} tokens a page; give it more pages"
+        )
+
+    def check_counts(self, before: Expr, count: Expr, length: Expr) -> None:
+        """So many tokens of a row of ``length`` are real, and ``before`` came earlier."""
+        require(
+            T.And(count >= 0, T.And(count <= length, before >= 0)),
+            f"{self._kernel}: counts must lie between 0 and the length of a row, and no sequence "
+            "may hold fewer tokens than none",
+            "ValueError",
+        )
+
+    def check_pages(self, sequence: Expr, first: Expr, end: Expr) -> None:
+        """The pages of positions ``first`` up to ``end`` are in the table and in the pool."""
+        self.check_held(end)
+        begin = bind(T.floordiv(first, PAGE))
+        with T.serial(T.max(page_count(end) - begin, T.int64(0))) as step:
+            page = bind(i64(self._pages[sequence * self.table + begin + step]))
+            require(
+                T.And(page >= 0, page < self._pool),
+                f"{self._kernel}: an entry of the page table is no page of the cache",
+            )
+
+    def check_reads(self, lengths: Expr, counts: Expr, length: Expr, scores: Scores) -> Expr:
+        """Everything that attention reads; returns the most keys in pages that a query sees."""
+        most = T.alloc_buffer((1,), "int64", scope="global")
+        store(most, 0, T.int64(0), 1)
+        self.check_layer()
+        with T.serial(self.batch) as row:
+            total, real = bind(lengths[row]), bind(counts[row])
+            self.check_held(total)
+            require(
+                total >= 0, f"{self._kernel}: a sequence holds fewer tokens than none", "ValueError"
+            )
+            self.check_counts(total - real, real, length)
+            low = bind(scores.lowest(total - real))
+            self.check_pages(row, low, total)
+            store(most, 0, T.max(most[0], total - T.floordiv(low, PAGE) * PAGE), 1)
+        return bind(most[0])
+
+
+def page_count(tokens: Expr) -> Expr:
+    return T.floordiv(tokens + (PAGE - 1), PAGE)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How scores are made of products, in the domain of exp2, and which keys a query sees.
+
+    Attributes:
+        window: a query sees the last ``window`` keys up to its own; 0: all of them.
+        softcap: scores ``s`` become ``softcap * tanh(s / softcap)``; 0: they stay as they are.
+    """
+
+    scale: float
+    window: int
+    softcap: float
+
+    @property
+    def name(self) -> str:
+        return f"s{in_name(self.scale)}_w{self.window}_c{in_name(self.softcap)}"
+
+    @property
+    def factor(self) -> float:
+        """What queries are multiplied by before the products."""
+        return self.scale / self.softcap if self.softcap else self.scale * LOG2E
+
+    def value(self, product: Expr, width: int) -> Expr:
+        """The score of such a query's product with a key."""
+        if not self.softcap:
+            return product
+        return (tanh(Vector(product, width)) * (self.softcap * LOG2E)).value
+
+    def lowest(self, position: Expr) -> Expr:
+        """The first key that the query at ``position`` sees."""
+        return T.max(position - (self.window - 1), T.int64(0)) if self.window else T.int64(0)

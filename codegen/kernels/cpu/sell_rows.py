@@ -1,0 +1,200 @@
+"""Sparse linear for few tokens from SELL: activations are gathered by column.
+
+for chunk of row groups (parallel):
+  for K block, group of R rows, token tile:
+    for step: acc[rows, :] += values[rows] * gather(x[:], columns[rows])
+    add to the outputs of the group's rows
+  bias, activation, residual
+
+When a vector is wider than R it takes several steps at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from sparsify.codegen.isa import Isa
+from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.rows import finish_rows, row_tasks, token_tiles
+from sparsify.codegen.kernels.cpu.simd import (
+    Expr,
+    Registers,
+    Tensor,
+    arguments,
+    bind,
+    choose,
+    i64,
+    intrinsic,
+    load,
+    prefetch,
+    prim_func,
+    store,
+    symbol,
+)
+from sparsify.layouts import LANES, Sell
+
+_AHEAD = 256
+"""Values between a prefetch and its use."""
+
+
+@dataclass(frozen=True)
+class SellRowsLinear:
+    """The kernel's specification.
+
+    Attributes:
+        tokens: widest token tile, a power of two.
+    """
+
+    isa: Isa
+    out_features: int
+    in_features: int
+    layout: Sell
+    epilogue: Epilogue
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        layout = self.layout
+        return (
+            f"sell_rows_{self.isa.name}_{self.out_features}x{self.in_features}_r{layout.rows}"
+            f"_k{layout.k_block}_w{layout.window}_t{self.tokens}_{self.epilogue.name}"
+        ).rstrip("_")
+
+    def build(self) -> Any:
+        """A PrimFunc ``(x, starts, outputs, columns, values[, bias][, residual], y)``."""
+        return _Emitter(self).build()
+
+
+class _Emitter:
+    def __init__(self, spec: SellRowsLinear) -> None:
+        self.spec = spec
+        self.rows = spec.layout.rows
+        self.blocks = spec.layout.blocks(spec.in_features)
+        self.groups = spec.layout.groups(spec.out_features)
+        width = spec.isa.vector
+        self.steps = width // self.rows if width % self.rows == 0 else 1
+        """Steps that one vector takes."""
+        self.narrow = math.gcd(self.rows, width)
+        """Lanes of a vector that takes a part of one step, or a whole one."""
+
+    def build(self) -> Any:
+        spec = self.spec
+        with prim_func(spec.name) as result:
+            self.tokens, stream, tail = symbol(), symbol(), symbol()
+            count = self.blocks * self.groups
+            features = (self.tokens, spec.out_features)
+            self.x, self.starts, self.outputs, self.columns, self.values, *rest = arguments(
+                Tensor("x", (self.tokens, spec.in_features)),
+                Tensor("starts", (count + 1,), "int32"),
+                Tensor("outputs", (count * self.rows,), "int32"),
+                Tensor("columns", (stream,), "int64"),
+                Tensor("values", (tail,)),
+                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
+                Tensor("residual", features) if spec.epilogue.residual else None,
+                Tensor("y", features),
+            )
+            self.bias, self.residual, self.y = rest
+            row_tasks(spec.out_features, spec.layout.window, self._task)
+        return result[0]
+
+    def _task(self, first: Expr, windows: Expr) -> None:
+        spec = self.spec
+        row = bind(first * spec.layout.window)
+        rows = bind(T.min(windows * spec.layout.window, T.int64(spec.out_features) - row))
+        group = bind(T.floordiv(row, self.rows))
+        groups = bind(T.floordiv(rows + (self.rows - 1), self.rows))
+        with T.serial(T.int64(self.blocks)) as block, T.serial(groups) as i:
+            entry = bind(block * self.groups + group + i)
+            token_tiles(
+                self.tokens,
+                spec.tokens,
+                lambda token, count: self._tile(block, entry, token, count),
+            )
+        finish_rows(
+            spec.isa, spec.epilogue, spec.out_features, self.tokens,
+            self.y, self.bias, self.residual, row, rows,
+        )  # fmt: skip
+
+    def _tile(self, block: Expr, entry: Expr, token: Expr, count: int) -> None:
+        spec = self.spec
+        begin = bind(i64(self.starts[entry]))
+        steps = bind(i64(self.starts[entry + 1]) - begin)
+        k_block = block * spec.layout.k_block
+        x_at = [bind((token + t) * spec.in_features + k_block) for t in range(count)]
+        wide = T.floordiv(steps, self.steps)
+        parts = self.rows // self.narrow
+        single = Registers(parts * count, self.narrow)
+        single.clear()
+        if self.steps > 1:
+            several = Registers(count, spec.isa.vector)
+            several.clear()
+            with T.serial(wide) as i:
+                self._multiply(several, bind((begin + i * self.steps) * self.rows), x_at)
+            with T.serial(steps - wide * self.steps) as i:
+                slot = bind((begin + wide * self.steps + i) * self.rows)
+                self._multiply(single, slot, x_at)
+            for t in range(count):
+                for s in range(self.steps):
+                    lanes = [s * self.rows + lane for lane in range(self.rows)]
+                    single[t] = single[t] + T.Shuffle([several[t]], lanes)
+        else:
+            with T.serial(steps) as i:
+                slot = bind((begin + i) * self.rows)
+                for part in range(parts):
+                    at = slot + part * self.narrow
+                    self._multiply(single, at, x_at, part * count)
+        self._store(block, entry, single, token, count)
+
+    def _multiply(self, total: Registers, slot: Expr, x_at: list[Expr], first: int = 0) -> None:
+        """Adds a vector of slots for each token, to the registers from ``first``."""
+        width = total.width
+        prefetch(self.values, slot + _AHEAD)
+        prefetch(self.columns, T.floordiv(slot + _AHEAD, 4))
+        values = bind(load(self.values, slot, width))
+        packed = load(self.columns, T.floordiv(slot, 4), width // 4)
+        columns = T.Cast(f"int32x{width}", T.reinterpret(f"uint16x{width}", bind(packed)))
+        columns = bind(T.shift_right(columns, T.Broadcast(T.int32(LANES.bit_length() - 1), width)))
+        for t, at in enumerate(x_at):
+            x = gather(self.spec.isa, self.x, at, columns, width)
+            total[first + t] = total[first + t] + values * x
+
+    def _store(self, block: Expr, entry: Expr, total: Registers, token: Expr, count: int) -> None:
+        rows = [bind(i64(self.outputs[entry * self.rows + r])) for r in range(self.rows)]
+        parts = self.rows // self.narrow
+
+        def put(add: bool) -> None:
+            for t in range(count):
+                base = bind((token + t) * self.spec.out_features)
+                for r, row in enumerate(rows):
+                    part, lane = divmod(r, self.narrow)
+                    value = total.lane((part * count + t) * self.narrow + lane)
+                    offset = base + row
+                    if self.spec.out_features % self.rows:
+                        with T.If(row >= 0), T.Then():
+                            store(self.y, offset, self.y[offset] + value if add else value, 1)
+                    else:
+                        store(self.y, offset, self.y[offset] + value if add else value, 1)
+
+        assert parts * count == len(total)
+        choose(self.blocks > 1, block == 0, lambda: put(False), lambda: put(True))
+
+
+def gather(isa: Isa, buffer: Expr, base: Expr, index: Expr, width: int) -> Expr:
+    """``buffer[base + index[lane]]`` for each lane of an int32 vector."""
+    dtype = f"float32x{width}"
+    nothing = T.Broadcast(T.float32(0), width)
+    place = T.address_of(buffer[base])
+    if isa.name == "avx512" and width == 16:
+        every = T.reinterpret("uint1x16", T.uint16(0xFFFF))
+        name = "llvm.x86.avx512.mask.gather.dps.512"
+        return bind(intrinsic(dtype, name, nothing, place, index, every, T.int32(4)))
+    if isa.name != "neon" and width in (4, 8):
+        every = T.reinterpret(dtype, T.Broadcast(T.int32(-1), width))
+        name = f"llvm.x86.avx2.gather.d.ps{'.256' if width == 8 else ''}"
+        return bind(intrinsic(dtype, name, nothing, place, index, every, T.int8(4)))
+    lanes = [buffer[base + i64(T.Shuffle([index], [lane]))] for lane in range(width)]
+    return bind(T.Shuffle(lanes, list(range(width))))

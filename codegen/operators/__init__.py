@@ -1,0 +1,36 @@
+"""How each operator becomes calls of kernels, one file an operator family.
+
+`CONVERTERS` has them by the operator's bare name, as TVM's importer looks converters up. Operators
+outside lanes are served too, by kernels for rows or by conversions on the way in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from sparsify.codegen.operators import aten, attention, lanes, linear, tokens
+
+if TYPE_CHECKING:
+    from sparsify.codegen.lower import Lowering
+
+Converter = Callable[[fx.Node, "Lowering"], Any]
+
+CONVERTERS: dict[str, Converter] = {
+    "to_lanes.default": lanes.convert_to_lanes,
+    "from_lanes.default": lanes.convert_from_lanes,
+    "sparse_linear.default": linear.convert_sparse_linear,
+    "fused_norm.default": tokens.convert_fused_norm,
+    "rotary.default": tokens.convert_rotary,
+    "gated.default": tokens.convert_gated,
+    "fused_attention.default": attention.convert_fused_attention,
+    "kv_append.default": attention.convert_kv_append,
+    "paged_attention.default": attention.convert_paged_attention,
+    "embedding.default": aten.convert_embedding,
+    "index_select.default": aten.convert_index_select,
+    "slice.Tensor": aten.convert_slice,
+    "select.int": aten.convert_select,
+    "softmax.int": aten.convert_softmax,
+}

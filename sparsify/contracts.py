@@ -1,0 +1,96 @@
+"""What passes are and what they may know: the contracts between passes, compiler and codegen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import fx
+
+from sparsify.layouts import Layout, WeightStats
+from sparsify.program import ProgramSet
+from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
+
+
+class CostModel(Protocol):
+    """Predicts kernel time; codegen implements it, passes only see this."""
+
+    def linear_seconds(
+        self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int
+    ) -> float:
+        """Seconds of ``y[tokens, rows] = x[tokens, cols] @ W.T`` with W stored in ``layout``."""
+        ...
+
+    def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
+        """Layouts the target has kernels for at that token count, most promising first."""
+        ...
+
+
+@runtime_checkable
+class MeasuringCostModel(CostModel, Protocol):
+    """A cost model that can time kernels on this machine instead."""
+
+    def measure(self, weights: Iterable[tuple[torch.Tensor, Sequence[int]]]) -> None:
+        """Times the most promising layouts of weights ``[rows, cols]`` at the token counts of
+        their uses; from then on its answers about such weights are what it measured."""
+        ...
+
+    def measured_seconds(
+        self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int
+    ) -> float | None:
+        """The measured part of `linear_seconds`; None where it predicts."""
+        ...
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may know besides the programs."""
+
+    cost: CostModel | None = None
+    target: str = ""
+    strict: bool = False
+    disabled_sites: frozenset[str] = frozenset()
+    unsupported: Callable[[fx.Node], str | None] | None = None
+    """Why the target cannot compile an operator; codegen gives it, only `partition` asks."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    programs: ProgramSet
+    decisions: tuple[Decision, ...] = ()
+    analysis: Mapping[str, WeightStats] = field(default_factory=dict)
+    """Structure of the weights by site, from passes that measure."""
+
+
+class Pass(Protocol):
+    """A rewrite: a frozen dataclass whose fields are its options."""
+
+    name: ClassVar[str]
+
+    def run(self, programs: ProgramSet, context: PassContext) -> PassResult: ...
+
+
+@dataclass(frozen=True)
+class GraphPass:
+    """Base of passes that treat each entry program alone: implement `rewrite`."""
+
+    name: ClassVar[str] = ""
+    tolerance: ClassVar[float] = 0.0
+    """Largest error relative to the output's scale that ``verify="numeric"`` accepts."""
+
+    def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        decisions: list[Decision] = []
+        done = []
+        shared = dict(programs.weights)
+        for program in programs:
+            rewriter = Rewriter(program, shared)
+            decisions.extend(self.rewrite(rewriter, context))
+            done.append(rewriter.finish())
+        return PassResult(ProgramSet(tuple(done)), tuple(decisions))
+
+    def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
+        """Edits ``rewriter.graph`` in place; returns what was decided."""
+        raise NotImplementedError

@@ -1,0 +1,318 @@
+"""A compiled causal language model: prefill, decode, and the loop between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+
+from sparsify.compiled import CompiledModel
+from sparsify.generation.paged_cache import CacheShape, PagedCache
+from sparsify.generation.prompts import Prompts
+from sparsify.generation.sampling import Sampling
+from sparsify.report import Report
+
+PREFILL, DECODE = "prefill", "decode"
+"""Names of the two entry programs: many tokens of each sequence, and one."""
+
+_CHUNK_TOKENS = 512
+"""Most tokens of one call of prefill, all rows together: more fall out of the second-level cache
+between one operator and the next, fewer read the weights too often."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What a model says about its own text.
+
+    Attributes:
+        max_positions: longest sequence that the model was made for.
+        eos_token_ids: tokens that end a sequence.
+        pad_token_id: stands after the end in the rows of a batch.
+        config: the model's configuration as transformers writes it, for its own ``generate``.
+    """
+
+    max_positions: int
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Any) -> TextSettings:
+        """What a model of transformers says of itself."""
+        chosen, config = model.generation_config, model.config
+        ends = chosen.eos_token_id if chosen.eos_token_id is not None else config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        pad = chosen.pad_token_id if chosen.pad_token_id is not None else config.pad_token_id
+        record = json.loads(config.to_json_string(use_diff=False))
+        return cls(
+            config.get_text_config().max_position_embeddings,
+            tuple(ends),
+            pad if pad is not None else ends[0] if ends else 0,
+            record,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "eos_token_ids": list(self.eos_token_ids)}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> TextSettings:
+        return cls(**{**record, "eos_token_ids": tuple(record["eos_token_ids"])})
+
+
+class Streamer(Protocol):
+    """What transformers' streamers are: told of the prompt, of every token, and of the end."""
+
+    def put(self, value: torch.Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class CompiledCausalLM:
+    """Generates text with the two programs of a compiled language model.
+
+    They share one copy of the weights and write one `PagedCache`. Calls from several threads may
+    overlap, each with its own cache. Make one with `sparsify.compile` or `sparsify.load`.
+    """
+
+    def __init__(self, model: CompiledModel, settings: TextSettings) -> None:
+        self._model = model
+        self.settings = settings
+        self._entries = {name: model.entry(name) for name in (PREFILL, DECODE)}
+        self._shape = cache_shape(model)
+
+    @property
+    def report(self) -> Report:
+        """What was decided at each site of the two programs, and why."""
+        return self._model.report
+
+    @property
+    def compiled(self) -> CompiledModel:
+        """The two programs themselves: their graphs, plans and portable forms."""
+        return self._model
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights in memory, without any cache."""
+        return self._model.nbytes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model to one file, for `sparsify.load`; see `CompiledModel.save`."""
+        self._model.save(path)
+
+    def new_cache(self, batch: int = 1, max_tokens: int | None = None) -> PagedCache:
+        """An empty cache; ``max_tokens`` of a sequence are by default all that the model takes.
+
+        Raises:
+            ValueError: no sequence, or fewer or more tokens than there can be.
+        """
+        most = self.settings.max_positions
+        max_tokens = most if max_tokens is None else max_tokens
+        if max_tokens > most:
+            raise ValueError(
+                f"max_tokens={max_tokens} is more than the {most} positions of the model"
+            )
+        return PagedCache(self._shape, batch, max_tokens)
+
+    def __call__(
+        self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Appends tokens to the sequences of a cache.
+
+        Args:
+            input_ids: int64 ``[batch, length]``.
+            counts: int64 ``[batch]``, how many of each row are real, the rest being padding at
+                its end; None for all.
+
+        Returns:
+            float32 ``[batch, vocabulary]``: the logits after the last real token of each row.
+
+        Raises:
+            CacheFull: a sequence would outgrow the cache.
+            TypeError, ValueError, IndexError: what is wrong with the ids.
+
+        After an error the sequences of the cache are as long as before.
+        """
+        if input_ids.dim() != 2 or input_ids.shape[0] != cache.batch or not input_ids.shape[1]:
+            raise ValueError(
+                f"input_ids has shape {tuple(input_ids.shape)}; the cache takes "
+                f"[{cache.batch}, length], with at least one token a row"
+            )
+        batch, length = input_ids.shape
+        counts = torch.full((batch,), length) if counts is None else counts
+        if counts.shape != (batch,) or not 0 <= int(counts.min()) <= int(counts.max()) <= length:
+            raise ValueError(
+                f"counts={counts.tolist()} must say for each of {batch} rows how many of its "
+                f"{length} tokens are real"
+            )
+        cache.reserve(counts)
+        before = cache.lengths
+        try:
+            return self._append_in_chunks(input_ids, cache, counts)
+        except BaseException:
+            cache.lengths = before
+            raise
+
+    def _append_in_chunks(
+        self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
+    ) -> torch.Tensor:
+        batch, length = input_ids.shape
+        chunks = -(-length // max(1, _CHUNK_TOKENS // batch))
+        bounds = [length * i // chunks for i in range(chunks + 1)]
+        logits = self._append(input_ids[:, : bounds[1]], cache, counts.clamp(max=bounds[1]))
+        for begin, end in pairwise(bounds[1:]):
+            found = self._append(
+                input_ids[:, begin:end], cache, (counts - begin).clamp(0, end - begin)
+            )
+            # A row that ended in an earlier chunk has its logits already.
+            logits = torch.where((counts > begin)[:, None], found, logits)
+        return logits
+
+    def _append(
+        self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
+    ) -> torch.Tensor:
+        entry = self._entries[DECODE if input_ids.shape[1] == 1 else PREFILL]
+        logits: torch.Tensor = entry(
+            input_ids.contiguous(), cache.pages, cache.lengths, counts, cache.keys, cache.values
+        )
+        cache.advance(counts)
+        return logits
+
+    def generate(
+        self,
+        input_ids: torch.Tensor | Sequence[Sequence[int]],
+        *,
+        attention_mask: torch.Tensor | None = None,
+        max_new_tokens: int = 20,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        streamer: Streamer | None = None,
+    ) -> torch.Tensor:
+        """Continues prompts.
+
+        Args:
+            input_ids: ``[batch, length]``, padded on either side where ``attention_mask`` is 0,
+                or rows of different lengths.
+            do_sample, temperature, top_k, top_p, seed: see `Sampling`.
+            eos_token_id: what ends a row; by default what the model's configuration says.
+            streamer: is given the prompt, then each step's tokens, as transformers has it.
+
+        Returns:
+            int64 ``[batch, length + new]``: the prompts as they were given (rows padded behind
+            with ``pad_token_id``) and at most ``max_new_tokens`` tokens each.
+
+        Raises:
+            ValueError: an empty prompt, or prompt and new tokens exceed what the model takes.
+        """
+        sampling = Sampling(do_sample, temperature, top_k, top_p, seed)
+        prompts = Prompts.of(input_ids, attention_mask)
+        made = self._steps(prompts, max_new_tokens, sampling, eos_token_id)
+        shown = input_ids if isinstance(input_ids, torch.Tensor) else self._padded(prompts)
+        if streamer is not None:
+            streamer.put(shown)
+        steps = []
+        for tokens in made:
+            steps.append(tokens)
+            if streamer is not None:
+                streamer.put(tokens)
+        if streamer is not None:
+            streamer.end()
+        return torch.cat([shown, *(tokens[:, None] for tokens in steps)], dim=1)
+
+    def stream(
+        self,
+        input_ids: torch.Tensor | Sequence[Sequence[int]],
+        *,
+        attention_mask: torch.Tensor | None = None,
+        max_new_tokens: int = 20,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Like `generate`, but yields each step's tokens, int64 ``[batch]``, as they come."""
+        sampling = Sampling(do_sample, temperature, top_k, top_p, seed)
+        prompts = Prompts.of(input_ids, attention_mask)
+        return self._steps(prompts, max_new_tokens, sampling, eos_token_id)
+
+    def as_transformers(self) -> Any:
+        """The model as a ``transformers`` model, for its ``generate`` and pipelines.
+
+        Raises:
+            ImportError: transformers is not installed.
+        """
+        from sparsify.generation.huggingface import adapt
+
+        return adapt(self)
+
+    def _steps(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int,
+        sampling: Sampling,
+        eos_token_id: int | Sequence[int] | None,
+    ) -> Iterator[torch.Tensor]:
+        """Checks the lengths at once, and works when the iterator is asked."""
+        longest = int(prompts.counts.max()) + max_new_tokens
+        if max_new_tokens < 1 or longest > self.settings.max_positions:
+            raise ValueError(
+                f"the longest prompt has {int(prompts.counts.max())} tokens and "
+                f"max_new_tokens={max_new_tokens}: new tokens must be at least 1, and both "
+                f"together at most the {self.settings.max_positions} positions of the model"
+            )
+        ends = torch.tensor(self._ends(eos_token_id), dtype=torch.int64)
+        cache = self.new_cache(len(prompts.ids), longest)
+        return self._loop(prompts, cache, max_new_tokens, sampling, ends)
+
+    def _loop(
+        self,
+        prompts: Prompts,
+        cache: PagedCache,
+        max_new_tokens: int,
+        sampling: Sampling,
+        ends: torch.Tensor,
+    ) -> Iterator[torch.Tensor]:
+        source = sampling.generator()
+        logits = self(prompts.ids, cache, prompts.counts)
+        open_rows = torch.ones(len(prompts.ids), dtype=torch.bool)
+        for step in range(max_new_tokens):
+            tokens = sampling.choose(logits, source)
+            tokens = torch.where(open_rows, tokens, self.settings.pad_token_id)
+            yield tokens
+            open_rows &= ~torch.isin(tokens, ends)
+            if step + 1 == max_new_tokens or not bool(open_rows.any()):
+                return
+            logits = self(tokens[:, None], cache, open_rows.long())
+
+    def _ends(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
+        if eos_token_id is None:
+            return list(self.settings.eos_token_ids)
+        return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+
+    def _padded(self, prompts: Prompts) -> torch.Tensor:
+        behind = torch.arange(prompts.ids.shape[1]) >= prompts.counts[:, None]
+        return prompts.ids.masked_fill(behind, self.settings.pad_token_id)
+
+    def __repr__(self) -> str:
+        return (
+            f"CompiledCausalLM({self._shape.layers} layers, up to {self.settings.max_positions} "
+            f"tokens, target={self.report.target!r})"
+        )
+
+
+def cache_shape(model: CompiledModel) -> CacheShape:
+    """What a model's programs say of the cache that they take."""
+    keys = next(wanted for wanted in model.entry(DECODE).inputs if wanted.name == "keys")
+    layers, _, kv_heads, head_dim, _ = keys.shape
+    return CacheShape(int(layers), int(kv_heads), int(head_dim))

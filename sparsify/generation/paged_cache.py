@@ -1,0 +1,109 @@
+"""Keys and values of the sequences in flight, in pages that are handed out as they are needed.
+
+Address space for all pages is reserved at once; the system gives memory to a page when it is first
+written. So a cache grows without a copy, and costs what it holds.
+
+Source: Prabhu et al., "vAttention: Dynamic Memory Management for Serving LLMs without
+PagedAttention", 2024, for the reservation; see `sparsify.ops.kv_cache` for the pages.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from sparsify.ops import PAGE
+
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE: address space only, of which any amount may be asked for."""
+
+
+class CacheFull(MemoryError):
+    """A sequence outgrew what the cache was made for."""
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What one token takes in the cache of one model."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token."""
+        return 2 * 4 * self.layers * self.kv_heads * self.head_dim
+
+
+class PagedCache:
+    """The state of ``batch`` sequences of at most ``max_tokens`` tokens each.
+
+    Attributes:
+        keys, values, pages: as `sparsify.ops.kv_append` takes them.
+        lengths: int64 ``[batch]``, the tokens that each sequence holds.
+    """
+
+    def __init__(self, shape: CacheShape, batch: int, max_tokens: int) -> None:
+        if batch < 1 or max_tokens < 1:
+            raise ValueError(
+                f"a cache for {batch} sequences of {max_tokens} tokens: both must be at least 1"
+            )
+        self.shape, self.max_tokens = shape, max_tokens
+        width = -(-max_tokens // PAGE)
+        layers, heads, features = shape.layers, shape.kv_heads, shape.head_dim
+        self.keys = _reserved((layers, batch * width, heads, features, PAGE))
+        self.values = _reserved((layers, batch * width, heads, PAGE, features))
+        self.pages = torch.zeros(batch, width, dtype=torch.int32)
+        self.lengths = torch.zeros(batch, dtype=torch.int64)
+        self._held = [0] * batch
+        self._free = list(range(batch * width - 1, -1, -1))
+
+    @property
+    def batch(self) -> int:
+        return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pages in use."""
+        return sum(self._held) * PAGE * self.shape.token_bytes
+
+    def reserve(self, counts: torch.Tensor) -> None:
+        """Gives each sequence the pages for so many more tokens.
+
+        Raises:
+            CacheFull: naming the sequence; no sequence has got a page then.
+        """
+        totals = (self.lengths + counts).tolist()
+        for row, total in enumerate(totals):
+            if total > self.max_tokens:
+                raise CacheFull(
+                    f"sequence {row} would hold {total} tokens, the cache was made for "
+                    f"{self.max_tokens}; make one with a larger max_tokens"
+                )
+        for row, total in enumerate(totals):
+            while self._held[row] * PAGE < total:
+                self.pages[row, self._held[row]] = self._free.pop()
+                self._held[row] += 1
+
+    def advance(self, counts: torch.Tensor) -> None:
+        """Notes that so many tokens were appended to each sequence."""
+        self.lengths = self.lengths + counts
+
+    def reset(self, row: int) -> None:
+        """Empties one sequence; its pages serve others."""
+        self._free.extend(self.pages[row, : self._held[row]].tolist())
+        self._held[row] = 0
+        self.lengths = self.lengths.clone()
+        self.lengths[row] = 0
+
+
+def _reserved(shape: tuple[int, ...]) -> torch.Tensor:
+    """A zeroed float32 tensor that takes memory page by page as it is written."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    memory = mmap.mmap(-1, 4 * math.prod(shape), flags=flags)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)

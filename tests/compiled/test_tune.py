@@ -1,0 +1,58 @@
+"""Compiling with measured layouts: same numbers, and a report that says what was measured."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsify
+from sparsify.codegen import tune
+from sparsify.codegen.tune import Effort
+
+from .conftest import Small, examples
+
+
+@pytest.fixture(autouse=True)
+def quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSIFY_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(tune.EFFORTS, "quick", Effort(1, 2, 0.0005))
+
+
+def linears(compiled: Any) -> list[Any]:
+    return [d for d in compiled.report if d.made_by == "select_layout"]
+
+
+def test_layouts_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = Small().eval(), examples()
+    compiled = sparsify.compile(model, ((), inputs), num_threads=1, tune="quick")
+    expected = model(**inputs)
+    for name, found in compiled(**inputs).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5)
+    decisions = linears(compiled)
+    assert len(decisions) == 3
+    for decision in decisions:
+        assert decision.measured_seconds is not None and 0 < decision.measured_seconds < 1e-2
+        assert "predicted" not in decision.reason
+    assert any("measured" in decision.reason for decision in decisions)
+    kept = sorted((tmp_path / "tuned").glob("*.json"))
+    assert kept
+    # Other weights of the same shapes and densities: a new compilation, but nothing to measure.
+    monkeypatch.setattr(tune, "in_turns", lambda *_: pytest.fail("measured again"))
+    with torch.no_grad():
+        model.up.weight.mul_(2)
+    again = sparsify.compile(model, ((), inputs), num_threads=1, tune="quick")
+    assert not again.report.facts["cached"]
+    assert [d.layout for d in linears(again)] == [d.layout for d in decisions]
+
+
+def test_without_a_cache_nothing_is_kept(tmp_path: Path) -> None:
+    sparsify.compile(Small().eval(), ((), examples()), tune="quick", cache=False)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_a_tuned_compilation_is_another_one() -> None:
+    model, given = Small().eval(), ((), examples())
+    assert not sparsify.compile(model, given).report.facts["cached"]
+    assert not sparsify.compile(model, given, tune="quick").report.facts["cached"]
+    assert sparsify.compile(model, given, tune="quick").report.facts["cached"]
