@@ -134,6 +134,18 @@ def refused(name, tiny_lm):
         return hf.MixtralForCausalLM(
             hf.MixtralConfig(**sizes, num_local_experts=4, experts_implementation="eager")
         )
+    if name == "window in the mask":
+        config = hf.Qwen2MoeConfig(
+            **{k: v for k, v in sizes.items() if k != "head_dim"},
+            num_experts=4,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+            use_sliding_window=True,
+            sliding_window=50,
+            layer_types=["sliding_attention"] * 2,
+            experts_implementation="batched_mm",
+        )
+        return hf.Qwen2MoeForCausalLM(config)
     sinks = {**sizes, "layer_types": ["full_attention"] * 2, "num_local_experts": 4}
     return hf.GptOssForCausalLM(hf.GptOssConfig(**sinks, experts_implementation="batched_mm"))
 
