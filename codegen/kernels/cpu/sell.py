@@ -75,10 +75,20 @@ class SellLinear:
 
     def build(self) -> Any:
         """A PrimFunc ``(x, starts, outputs, columns, values[, bias][, residual], y)``."""
-        return _Emitter(self).build()
+        return _Linear(self).build()
 
 
-class _Emitter:
+class SellSums:
+    """Emits the sums of row groups, with what they begin with and the residual added.
+
+    Attributes:
+        sums: where they are stored, ``[groups, sum_features, 16]`` seen flat.
+    """
+
+    sums: Expr
+    sum_features: int
+    residual: Expr | None = None
+
     def __init__(self, spec: SellLinear) -> None:
         self.spec = spec
         self.rows = spec.layout.rows
@@ -86,27 +96,21 @@ class _Emitter:
         self.groups = spec.layout.groups(spec.out_features)
         self.ragged = spec.out_features % self.rows != 0
 
-    def build(self) -> Any:
-        spec = self.spec
-        with prim_func(spec.name) as result:
-            lane_groups, stream, tail = symbol(), symbol(), symbol()
-            count = self.blocks * self.groups
-            features = (lane_groups, spec.out_features, LANES)
-            self.x, self.starts, self.outputs, self.columns, self.values, *rest = arguments(
-                Tensor("x", (lane_groups, spec.in_features, LANES)),
-                Tensor("starts", (count + 1,), "int32"),
-                Tensor("outputs", (count * self.rows,), "int32"),
-                Tensor("columns", (stream,), "int64"),
-                Tensor("values", (tail,)),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
-            self.bias, self.residual, self.y = rest
-            self._bind_permute_controls()
-            chunks = -(-self.groups // spec.chunk_groups)
-            tiled_tasks(spec.isa, lane_groups, chunks, spec.vectors, self._task)
-        return result[0]
+    def declare(self, lane_groups: Expr, *others: Tensor | None) -> list[Expr]:
+        """The parameters: x, the packed weight and the bias, then the others, which it returns."""
+        spec, stream, tail = self.spec, symbol(), symbol()
+        count = self.blocks * self.groups
+        self.x, self.starts, self.outputs, self.columns, self.values, self.bias, *rest = arguments(
+            Tensor("x", (lane_groups, spec.in_features, LANES)),
+            Tensor("starts", (count + 1,), "int32"),
+            Tensor("outputs", (count * self.rows,), "int32"),
+            Tensor("columns", (stream,), "int64"),
+            Tensor("values", (tail,)),
+            Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
+            *others,
+        )
+        self._bind_permute_controls()
+        return rest
 
     def _bind_permute_controls(self) -> None:
         # A constant control would let LLVM fold the permute back into a broadcast load.
@@ -116,37 +120,30 @@ class _Emitter:
             bind(T.Broadcast(zero + lane, width)) for lane in range(self.spec.isa.permuted_of_four)
         ]
 
-    def _task(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
-        spec = self.spec
-        x_base = bind(tile.base(index, spec.in_features))
-        y_base = bind(tile.base(index, spec.out_features))
-        first = bind(chunk * spec.chunk_groups)
-        groups = bind(T.min(T.int64(spec.chunk_groups), T.int64(self.groups) - first))
+    def chunk(self, tile: LaneTile, index: Expr, first: Expr, groups: Expr, base: Expr) -> None:
+        """The sums of ``groups`` row groups from ``first``; output row 0 would lie at ``base``."""
+        x_base = bind(tile.base(index, self.spec.in_features))
         with T.serial(T.int64(self.blocks)) as block:
-            x_block = bind(x_base + block * (spec.layout.k_block * LANES))
+            x_block = bind(x_base + block * (self.spec.layout.k_block * LANES))
             with T.serial(groups) as group:
                 entry = bind(block * self.groups + first + group)
-                self._group(tile, entry, block, x_block, y_base)
-        row = bind(first * self.rows)
-        rows = bind(T.min(groups * self.rows, T.int64(spec.out_features) - row))
-        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
+                self._group(tile, entry, block, x_block, base)
 
-    def _group(self, tile: LaneTile, entry: Expr, block: Expr, x_block: Expr, y_base: Expr) -> None:
-        features = self.spec.out_features
+    def _group(self, tile: LaneTile, entry: Expr, block: Expr, x_block: Expr, base: Expr) -> None:
         begin = bind(i64(self.starts[entry]))
         steps = bind(i64(self.starts[entry + 1]) - begin)
         row = [bind(i64(self.outputs[entry * self.rows + r])) for r in range(self.rows)]
-        at = [bind(y_base + row[r] * LANES) for r in range(self.rows)]
+        at = [bind(base + row[r] * LANES) for r in range(self.rows)]
         total = Registers(self.rows * tile.vectors, self.spec.isa.vector)
         self._start(tile, total, block, row, at)
         with T.serial(steps) as step:
             self._step(tile, total, bind((begin + step) * self.rows), x_block)
-        self._finish(tile, total, block, row, at, features)
+        self._finish(tile, total, block, row, at)
 
     def _start(
         self, tile: LaneTile, total: Registers, block: Expr, row: list[Expr], at: list[Expr]
     ) -> None:
-        width, features = self.spec.isa.vector, self.spec.out_features
+        width = self.spec.isa.vector
 
         def from_bias() -> None:
             for r in range(self.rows):
@@ -158,10 +155,10 @@ class _Emitter:
         def from_memory() -> None:
             for r in range(self.rows):
                 for v in range(tile.vectors):
-                    offset = at[r] + tile.step(v, features)
+                    offset = at[r] + tile.step(v, self.sum_features)
                     if self.ragged:
                         offset = T.max(offset, T.int64(0))
-                    total[r * tile.vectors + v] = load(self.y, offset, width)
+                    total[r * tile.vectors + v] = load(self.sums, offset, width)
 
         choose(self.blocks > 1, block == 0, from_bias, from_memory)
 
@@ -197,21 +194,19 @@ class _Emitter:
         block: Expr,
         row: list[Expr],
         at: list[Expr],
-        features: int,
     ) -> None:
         width = self.spec.isa.vector
-
         cells = [(r, v) for r in range(self.rows) for v in range(tile.vectors)]
-        offsets = [at[r] + tile.step(v, features) for r, v in cells]
+        offsets = [at[r] + tile.step(v, self.sum_features) for r, v in cells]
         sums = [total[r * tile.vectors + v] for r, v in cells]
 
         def put(values: list[Expr]) -> None:
             for (r, _), offset, value in zip(cells, offsets, values, strict=True):
                 if self.ragged:
                     with T.If(row[r] >= 0), T.Then():
-                        store(self.y, offset, value, width)
+                        store(self.sums, offset, value, width)
                 else:
-                    store(self.y, offset, value, width)
+                    store(self.sums, offset, value, width)
 
         def complete() -> None:
             stored = self.spec.epilogue.stored
@@ -220,3 +215,31 @@ class _Emitter:
 
         last = block == self.blocks - 1
         choose(self.blocks > 1, last, complete, lambda: put(sums))
+
+
+class _Linear(SellSums):
+    """Sums in ``y``, where the activation is applied to them."""
+
+    def build(self) -> Any:
+        spec, self.sum_features = self.spec, self.spec.out_features
+        with prim_func(spec.name) as result:
+            lane_groups = symbol()
+            features = (lane_groups, spec.out_features, LANES)
+            self.residual, self.sums = self.declare(
+                lane_groups,
+                Tensor("residual", features) if spec.epilogue.residual else None,
+                Tensor("y", features),
+            )
+            chunks = -(-self.groups // spec.chunk_groups)
+            tiled_tasks(spec.isa, lane_groups, chunks, spec.vectors, self._task)
+        return result[0]
+
+    def _task(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
+        spec, features = self.spec, self.spec.out_features
+        base = bind(tile.base(index, features))
+        first = bind(chunk * spec.chunk_groups)
+        groups = bind(T.min(T.int64(spec.chunk_groups), T.int64(self.groups) - first))
+        self.chunk(tile, index, first, groups, base)
+        row = bind(first * self.rows)
+        rows = bind(T.min(groups * self.rows, T.int64(features) - row))
+        spec.epilogue.activate(tile, features, self.sums, self.residual, base, row, rows)
