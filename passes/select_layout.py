@@ -13,7 +13,7 @@ from sparsify import ops
 from sparsify.contracts import CostModel, MeasuringCostModel, PassContext, PassResult
 from sparsify.layouts import Dense, Form, Layout, WeightStats, form_of, parse
 from sparsify.passes.graph import arguments, hint, operand, product, shape_of
-from sparsify.passes.layout_times import LayoutTimes, is_dense
+from sparsify.passes.layout_times import LayoutTimes
 from sparsify.passes.sites import is_disabled, linear_site, named_weight, pack, stored_weight
 from sparsify.passes.sparse_linear import percent
 from sparsify.program import ProgramSet, Site
@@ -92,7 +92,7 @@ class SelectLayout:
         times = LayoutTimes(cost, stats, [use.tokens for use in uses])
         choice = self._choose(site, times, context)
         few = choice.of.get("rows")
-        if few is not None and is_dense(few) and uses[0].is_one_of(plain) and times.offers(Dense()):
+        if few is not None and few.is_dense and uses[0].is_one_of(plain) and times.offers(Dense()):
             choice = _Choice(
                 {**choice.of, "rows": Dense()},
                 f"{choice.reason}; as the plain matrix that is in memory anyway",
@@ -109,7 +109,7 @@ class SelectLayout:
         return Decision(
             site.name,
             "linear",
-            "dense" if all(map(is_dense, packed)) else "sparse",
+            "dense" if all(layout.is_dense for layout in packed) else "sparse",
             choice.reason,
             self.name,
             shape=site.shape,
