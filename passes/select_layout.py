@@ -12,7 +12,7 @@ from torch import fx
 from sparsify import ops
 from sparsify.contracts import CostModel, MeasuringCostModel, PassContext, PassResult
 from sparsify.layouts import Dense, Form, Layout, WeightStats, form_of, parse
-from sparsify.passes.graph import arguments, hint, operand, product, shape_of
+from sparsify.passes.graph import arguments, operand
 from sparsify.passes.layout_times import LayoutTimes
 from sparsify.passes.sites import is_disabled, linear_site, named_weight, pack, stored_weight
 from sparsify.passes.sparse_linear import percent
@@ -43,7 +43,8 @@ class SelectLayout:
 
     Attributes:
         layout: a layout spec to use wherever it fits, instead of choosing.
-        tokens: token count to choose for; 0 takes it from the example inputs.
+        tokens: token count to choose for; 0 for what the example inputs and the bounds of dynamic
+            dims let expect.
         both: most bytes of two layouts of a weight together, over its bytes in dense float32; 0
             for never two.
     """
@@ -204,7 +205,7 @@ class _Use:
     @classmethod
     def of(cls, rewriter: Rewriter, node: fx.Node, tokens: int) -> _Use:
         site = linear_site(rewriter, node)
-        return cls(rewriter, node, site, tokens or hint(product(shape_of(operand(node))[:-1])))
+        return cls(rewriter, node, site, tokens or ops.expected_tokens(operand(node).meta["val"]))
 
     @property
     def layout(self) -> Layout:

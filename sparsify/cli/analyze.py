@@ -108,14 +108,14 @@ class _Use:
 
 
 def _uses(programs: ProgramSet) -> list[_Use]:
-    from sparsify.passes.graph import arguments, hint, operand, product, shape_of
+    from sparsify.passes.graph import arguments, operand
     from sparsify.passes.sites import linear_site
 
     return [
         _Use(
             linear_site(program, node).name,
             program.name,
-            hint(product(shape_of(operand(node))[:-1])),
+            ops.expected_tokens(operand(node).meta["val"]),
             parse(arguments(node)["layout"]),
         )
         for program in programs

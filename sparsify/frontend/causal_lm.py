@@ -5,7 +5,8 @@
 
 Both append the new tokens to the paged cache ``keys``, ``values``, in place, and attend over it;
 the other inputs are those of `sparsify.ops.kv_append`. Logits are ``[batch, vocabulary]``, of the
-last real token of each row.
+last real token of each row. A batch has at most `FEW_TOKENS` rows, so that a step is one of few
+tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sparsify.frontend.checks import check_weights
 from sparsify.frontend.normalise import normalise
 from sparsify.frontend.torch import evaluation, first_line, place
 from sparsify.frontend.windows import check_windows
+from sparsify.layouts import FEW_TOKENS
 from sparsify.ops import PAGE
 from sparsify.program import ProgramSet
 from sparsify.rewriter import share_weights
@@ -272,7 +274,8 @@ def _export(model: Any, entry: str, geometry: Geometry) -> ExportedProgram:
     positions = getattr(model.config, "max_position_embeddings", EXAMPLE_LENGTH + 1)
     length = min(EXAMPLE_LENGTH, positions - 1)
     examples = example_inputs(entry, geometry, vocabulary, length)
-    batch, length, width, pages = (Dim(n, min=1) for n in ("batch", "length", "width", "pages"))
+    batch = Dim("batch", min=1, max=FEW_TOKENS)
+    length, width, pages = (Dim(n, min=1) for n in ("length", "width", "pages"))
     shapes = {
         "input_ids": {0: batch, 1: length} if entry == "prefill" else {0: batch},
         "pages": {0: batch, 1: width},

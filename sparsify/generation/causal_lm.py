@@ -17,6 +17,7 @@ from sparsify.generation.paged_cache import CacheShape, PagedCache
 from sparsify.generation.prompts import Prompts
 from sparsify.generation.sampling import Sampling
 from sparsify.report import Report
+from sparsify.layouts import FEW_TOKENS
 
 PREFILL, DECODE = "prefill", "decode"
 """Names of the two entry programs: many tokens of each sequence, and one."""
@@ -25,6 +26,9 @@ _CHUNK_TOKENS = 512
 """Most tokens of one call of prefill, all rows together: more fall out of the second-level cache
 between one operator and the next, fewer read the weights too often."""
 
+
+_ROWS = FEW_TOKENS
+"""Most rows of one call of a program; larger batches take several."""
 
 @dataclass(frozen=True)
 class TextSettings:
@@ -162,7 +166,7 @@ class CompiledCausalLM:
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
         batch, length = input_ids.shape
-        chunks = -(-length // max(1, _CHUNK_TOKENS // batch))
+        chunks = -(-length // (_CHUNK_TOKENS // min(batch, _ROWS)))
         bounds = [length * i // chunks for i in range(chunks + 1)]
         logits = self._append(input_ids[:, : bounds[1]], cache, counts.clamp(max=bounds[1]))
         for begin, end in pairwise(bounds[1:]):
@@ -177,9 +181,11 @@ class CompiledCausalLM:
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
         entry = self._entries[DECODE if input_ids.shape[1] == 1 else PREFILL]
-        logits: torch.Tensor = entry(
-            input_ids.contiguous(), cache.pages, cache.lengths, counts, cache.keys, cache.values
-        )
+        of_rows = (input_ids, cache.pages, cache.lengths, counts)
+        logits = [
+            entry(*(part.contiguous() for part in group), cache.keys, cache.values)
+            for group in zip(*(part.split(_ROWS) for part in of_rows), strict=True)
+        ]
         cache.advance(counts)
         return logits
 
