@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from sparsify.report import Notice
+
 Times = Mapping[str, Sequence[float]]
 """Layout spec -> seconds at each token count of the entry."""
 
@@ -62,7 +64,7 @@ class Measurements:
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as cause:
-            warnings.warn(f"measured times are not kept: {cause}", stacklevel=2)
+            warnings.warn(f"measured times are not kept: {cause}", Notice, stacklevel=2)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

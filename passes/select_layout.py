@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -39,7 +39,8 @@ class SelectLayout:
     that they share one packing. A weight that is used at few tokens and at many is kept in two
     layouts where they are faster together and memory allows. Dense is one of the candidates; a
     dense weight that something else reads as a plain matrix, a tied embedding, stays one for few
-    tokens, so that it is in memory once. Specialising: it needs a cost model.
+    tokens, so that it is in memory once. What an earlier compilation measured is kept to.
+    Specialising: it needs a cost model.
 
     Attributes:
         layout: a layout spec to use wherever it fits, instead of choosing.
@@ -91,12 +92,13 @@ class SelectLayout:
         site, weight = uses[0].site, uses[0].weight()
         stats = WeightStats.of(weight)
         times = LayoutTimes(cost, stats, [use.tokens for use in uses])
-        choice = self._choose(site, times, context)
+        choice = self._measured_before(site, times, context) or self._choose(site, times, context)
         few = choice.of.get("rows")
         if few is not None and few.is_dense and uses[0].is_one_of(plain) and times.offers(Dense()):
-            choice = _Choice(
-                {**choice.of, "rows": Dense()},
-                f"{choice.reason}; as the plain matrix that is in memory anyway",
+            choice = replace(
+                choice,
+                of={**choice.of, "rows": Dense()},
+                reason=f"{choice.reason}; as the plain matrix that is in memory anyway",
             )
         packed: dict[Layout, dict[str, torch.Tensor]] = {}
         for use in uses:
@@ -120,8 +122,22 @@ class SelectLayout:
             bytes_dense=weight.nbytes,
             predicted_seconds=times.together(choice.of),
             dense_seconds=times.of(times.dense),
-            measured_seconds=times.measured(choice.of),
+            measured_seconds=choice.measured or times.measured(choice.of),
         )
+
+    def _measured_before(
+        self, site: Site, times: LayoutTimes, context: PassContext
+    ) -> _Choice | None:
+        """The choice of an earlier compilation; None where it does not serve here."""
+        before = context.measured.get(site.name)
+        if before is None or self.layout or is_disabled(site.name, context.disabled_sites):
+            return None
+        layouts = {form: parse(spec) for form, spec in before.layouts.items()}
+        if layouts.keys() != times.tokens.keys() or not all(map(times.offers, layouts.values())):
+            return None
+        names = " and ".join(dict.fromkeys(layout.name for layout in layouts.values()))
+        reason = f"{percent(times.stats.density)} nonzero: {names}, measured when first compiled"
+        return _Choice(layouts, reason, before.seconds)
 
     def _choose(self, site: Site, times: LayoutTimes, context: PassContext) -> _Choice:
         nonzero = f"{percent(times.stats.density)} nonzero"
@@ -187,10 +203,15 @@ def _duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The layout for each form of activations in which the weight is used."""
+    """The layout for each form of activations in which the weight is used.
+
+    Attributes:
+        measured: seconds, where an earlier compilation measured them.
+    """
 
     of: dict[Form, Layout]
     reason: str
+    measured: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from sparsify.artefact.container import ArtefactError, check_fields
 from sparsify.compiled import CompiledModel
 from sparsify.generation.paged_cache import CacheShape, PagedCache
 from sparsify.generation.prompts import Prompts
@@ -65,8 +66,21 @@ class TextSettings:
         return {**dataclasses.asdict(self), "eos_token_ids": list(self.eos_token_ids)}
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> TextSettings:
-        return cls(**{**record, "eos_token_ids": tuple(record["eos_token_ids"])})
+    def from_dict(cls, record: Any) -> TextSettings:
+        """What `to_dict` made.
+
+        Raises:
+            ArtefactError: naming the field that is missing, unknown or of another type.
+        """
+        kinds = {"max_positions": int, "eos_token_ids": list, "pad_token_id": int, "config": dict}
+        check_fields(record, kinds, "the record of text settings")
+        ends = record["eos_token_ids"]
+        unknown = [name for name in record if name not in kinds]
+        if unknown:
+            raise ArtefactError(f"the record of text settings has an unknown field {unknown[0]!r}")
+        if not all(isinstance(end, int) for end in ends):
+            raise ArtefactError(f"the field 'eos_token_ids' of the text settings is {ends!r}")
+        return cls(**{**record, "eos_token_ids": tuple(ends)})
 
 
 class Streamer(Protocol):
