@@ -14,11 +14,12 @@ import torch
 
 from sparsify.artefact.container import ArtefactError, check_fields
 from sparsify.compiled import CompiledModel
-from sparsify.generation.paged_cache import CacheShape, PagedCache
+from sparsify.generation.paged_cache import PagedCache
 from sparsify.generation.prompts import Prompts
 from sparsify.generation.sampling import Sampling
-from sparsify.report import Report
 from sparsify.layouts import FEW_TOKENS
+from sparsify.ops import CacheShape
+from sparsify.report import Report
 
 PREFILL, DECODE = "prefill", "decode"
 """Names of the two entry programs: many tokens of each sequence, and one."""
@@ -27,9 +28,9 @@ _CHUNK_TOKENS = 512
 """Most tokens of one call of prefill, all rows together: more fall out of the second-level cache
 between one operator and the next, fewer read the weights too often."""
 
-
 _ROWS = FEW_TOKENS
 """Most rows of one call of a program; larger batches take several."""
+
 
 @dataclass(frozen=True)
 class TextSettings:
@@ -201,7 +202,7 @@ class CompiledCausalLM:
             for group in zip(*(part.split(_ROWS) for part in of_rows), strict=True)
         ]
         cache.advance(counts)
-        return logits
+        return torch.cat(logits) if len(logits) > 1 else logits[0]
 
     def generate(
         self,
