@@ -18,12 +18,12 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.operands import linear_operands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     LaneTile,
     Registers,
     Tensor,
-    arguments,
     bind,
     choose,
     i64,
@@ -78,6 +78,17 @@ class SellLinear:
         return _Emitter(self).build()
 
 
+def sell_tensors(layout: Sell, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+    """The packed tensors as parameters."""
+    count = layout.blocks(in_features) * layout.groups(out_features)
+    return (
+        Tensor("starts", (count + 1,), "int32"),
+        Tensor("outputs", (count * layout.rows,), "int32"),
+        Tensor("columns", (symbol(),), "int64"),
+        Tensor("values", (symbol(),)),
+    )
+
+
 class _Emitter:
     def __init__(self, spec: SellLinear) -> None:
         self.spec = spec
@@ -89,20 +100,11 @@ class _Emitter:
     def build(self) -> Any:
         spec = self.spec
         with prim_func(spec.name) as result:
-            lane_groups, stream, tail = symbol(), symbol(), symbol()
-            count = self.blocks * self.groups
-            features = (lane_groups, spec.out_features, LANES)
-            self.x, self.starts, self.outputs, self.columns, self.values, *rest = arguments(
-                Tensor("x", (lane_groups, spec.in_features, LANES)),
-                Tensor("starts", (count + 1,), "int32"),
-                Tensor("outputs", (count * self.rows,), "int32"),
-                Tensor("columns", (stream,), "int64"),
-                Tensor("values", (tail,)),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
-            self.bias, self.residual, self.y = rest
+            lane_groups = symbol()
+            weight = sell_tensors(spec.layout, spec.out_features, spec.in_features)
+            operands = linear_operands(spec, lane_groups, weight, "lanes")
+            self.x, packed, self.bias, self.residual, self.y = operands
+            self.starts, self.outputs, self.columns, self.values = packed
             self._bind_permute_controls()
             chunks = -(-self.groups // spec.chunk_groups)
             tiled_tasks(spec.isa, lane_groups, chunks, spec.vectors, self._task)
