@@ -15,16 +15,17 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.epilogue import Epilogue
 from sparsify.codegen.kernels.cpu.math import ACTIVATIONS, Vector
-from sparsify.codegen.kernels.cpu.sell import SellLinear, SellSums
+from sparsify.codegen.kernels.cpu.sell import SellTiles, sell_tensors
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     LaneTile,
     Tensor,
+    arguments,
     bind,
     load,
     prim_func,
+    splat,
     store,
     symbol,
     tiled_tasks,
@@ -60,19 +61,10 @@ class GatedSell:
 
     @property
     def name(self) -> str:
-        return f"{self.projections.name}_gated_{self.activation}"
-
-    @property
-    def projections(self) -> SellLinear:
-        """The linear before the gate; a task has one window of each half."""
-        return SellLinear(
-            self.isa,
-            2 * self.features,
-            self.in_features,
-            self.layout,
-            Epilogue(bias=self.bias),
-            self.vectors,
-            self.layout.window // self.layout.rows,
+        layout, bias = self.layout, "_bias" * self.bias
+        return (
+            f"gated_sell_{self.isa.name}_{self.features}x{self.in_features}_r{layout.rows}"
+            f"_k{layout.k_block}_w{layout.window}_v{self.vectors}{bias}_{self.activation}"
         )
 
     def build(self) -> Any:
@@ -80,47 +72,60 @@ class GatedSell:
         return _Gated(self).build()
 
 
-class _Gated(SellSums):
+class _Gated(SellTiles):
+    """A task's sums: a window of the gate, then the same window of up."""
+
     def __init__(self, gated: GatedSell) -> None:
-        super().__init__(gated.projections)
-        self.gated = gated
-        self.window = gated.layout.window
-        self.sum_features = 2 * self.window
+        layout, self.gated = gated.layout, gated
+        super().__init__(gated.isa, layout.rows, ragged=False)
+        self.set_sizes(
+            (2 * layout.window, gated.in_features),
+            layout.k_block,
+            layout.blocks(gated.in_features),
+            layout.groups(2 * gated.features),
+            layout.window // layout.rows,
+        )
 
     def build(self) -> Any:
         gated = self.gated
         with prim_func(gated.name) as result:
             lane_groups = symbol()
-            (self.y,) = self.declare(lane_groups, Tensor("y", (lane_groups, gated.features, LANES)))
-            chunks = gated.features // self.window
-            tiled_tasks(gated.isa, lane_groups, chunks, gated.vectors, self._task)
+            self.x, *packed, self.bias, self.result = arguments(
+                Tensor("x", (lane_groups, gated.in_features, LANES)),
+                *sell_tensors(gated.layout, 2 * gated.features, gated.in_features),
+                Tensor("bias", (2 * gated.features,)) if gated.bias else None,
+                Tensor("y", (lane_groups, gated.features, LANES)),
+            )
+            self.starts, self.outputs, self.columns, self.values = packed
+            self.bind_permute_controls()
+            chunks = gated.features // gated.layout.window
+            tiled_tasks(gated.isa, lane_groups, chunks, gated.vectors, self._tile)
         return result[0]
 
-    def _task(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
-        gated, groups = self.gated, self.spec.chunk_groups
+    def _tile(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
+        gated, window = self.gated, self.gated.layout.window
         lane_groups = -(-tile.vectors // gated.isa.vectors_per_group)
-        size = lane_groups * self.sum_features * LANES
-        self.sums = T.alloc_buffer((size,), "float32", scope="local")
-        row = bind(chunk * self.window)
+        self.y = T.alloc_buffer((lane_groups * 2 * window * LANES,), "float32", scope="local")
+        x_base = bind(tile.base(index, gated.in_features))
+        row = bind(chunk * window)
         with T.serial(T.int64(2)) as half:
-            first = bind(half * gated.features + row)
-            base = bind((half * self.window - first) * LANES)
-            self.chunk(tile, index, T.floordiv(first, self.rows), T.int64(groups), base)
+            base = bind((half * (window - gated.features) - row) * LANES)
+            self.task(tile, half * (gated.features // window) + chunk, x_base, base)
         self._open(tile, bind(tile.base(index, gated.features) + row * LANES))
 
-    def _open(self, tile: LaneTile, y_base: Expr) -> None:
-        width = self.gated.isa.vector
-        with T.serial(T.int64(self.window)) as row:
+    def _open(self, tile: LaneTile, base: Expr) -> None:
+        width, gated = self.isa.vector, self.gated
+        with T.serial(T.int64(gated.layout.window)) as row:
             at = bind(row * LANES)
             for v in range(tile.vectors):
-                gate = at + tile.step(v, self.sum_features)
-                up = load(self.sums, gate + self.window * LANES, width)
-                opened = ACTIVATIONS[self.gated.activation](
-                    Vector(load(self.sums, gate, width), width)
-                )
-                store(
-                    self.y,
-                    y_base + at + tile.step(v, self.gated.features),
-                    opened.value * up,
-                    width,
-                )
+                sums = at + tile.step(v, self.out_features)
+                gate = Vector(load(self.y, sums, width), width)
+                up = load(self.y, sums + gated.layout.window * LANES, width)
+                opened = ACTIVATIONS[gated.activation](gate).value
+                store(self.result, base + at + tile.step(v, gated.features), opened * up, width)
+
+    def start(self, row: Expr) -> Expr:
+        return splat(self.bias[row] if self.bias is not None else 0.0, self.isa.vector)
+
+    def stored(self, total: Expr, offset: Expr) -> Expr:
+        return total
