@@ -4,10 +4,10 @@
     made.entries  # {"scale": "__tvm_ffi_scale"}
 
 An entry has TVM's calling convention, ``int32_t f(void *, TVMFFIAny *args, int32_t count,
-TVMFFIAny *result)``, tensors as ``{type_index = 7, DLTensor *}``, and returns 0, or -1 after it has
-told `RAISE` why. The file needs only what `External` lists: the C libraries, and `RAISE`, a function
-that the program provides. `SLOTS` are pointers to functions that the file defines weakly, as null;
-a program with parallel loops or workspaces defines them in their place.
+TVMFFIAny *result)``, tensors as ``{type_index = 7, DLTensor *}``. It returns 0, or -1 after it has
+told `RAISE` why. The file needs the C libraries and `RAISE`, a function that the program provides,
+and nothing else. `SLOTS` are pointers to functions that the file defines weakly, as null: a program
+with parallel loops or workspaces defines them in their place.
 
 LLVM ends its process when it cannot select an instruction, so it runs in one of its own.
 """
@@ -39,10 +39,11 @@ SLOTS = (LAUNCH, "__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace")
 _LIBM = frozenset(
     name + suffix
     for name in (
-        "acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf exp exp2 exp10 expm1 "
-        "fabs floor fma fmax fmin fmod hypot ldexp log log10 log1p log2 nearbyint pow rint round "
-        "roundeven sin sinh sqrt tan tanh trunc"
-    ).split()
+        *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "copysign"),
+        *("cos", "cosh", "erf", "exp", "exp10", "exp2", "expm1", "fabs", "floor", "fma", "fmax"),
+        *("fmin", "fmod", "hypot", "ldexp", "log", "log10", "log1p", "log2", "nearbyint", "pow"),
+        *("rint", "round", "roundeven", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"),
+    )
     for suffix in ("", "f")
 )
 _LIBC = frozenset({"memcpy", "memmove", "memset"})
