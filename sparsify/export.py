@@ -57,6 +57,12 @@ def export_c(
 def _entry(program: Program, largest: Sizes) -> ExportedEntry:
     from sparsify.codegen.emit.c.archive import ExportedEntry
 
+    state = ", ".join(node.name for node in program.state())
+    if state:
+        raise ValueError(
+            f"export_c: entry {program.name!r} changes {state} in place; exported C takes inputs "
+            "that stay as they are"
+        )
     plan = Plan.of(program)
     if len(plan.regions) != 1 or plan.regions[0].kind != "compiled":
         kinds = ", ".join(f"{region.name} ({region.kind})" for region in plan.regions)
