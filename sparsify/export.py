@@ -46,10 +46,16 @@ def export_c(
     context = PassContext(
         cost=CpuCostModel(chosen, 1),
         target=chosen.name,
-        strict=True,
         unsupported=unsupported_reason,
     )
-    bound = run_pipeline(portable, parse_pipeline(pipeline), context).programs
+    result = run_pipeline(portable, parse_pipeline(pipeline), context)
+    for decision in result.decisions:
+        if decision.verdict == "unsupported":
+            raise ValueError(
+                f"export_c: {decision.site} of shape {decision.shape} cannot be compiled: "
+                f"{decision.reason}; exported C has no PyTorch that could run it, so replace it"
+            )
+    bound = result.programs
     entries = {program.name: _entry(program, largest or {}) for program in bound}
     write_archive(folder, entries, chosen, name=name, about=", ".join(bound.names))
 
