@@ -1,0 +1,47 @@
+"""Writes an ONNX model: complete or not at all, in one file or, over 2 GB, with a second one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxscript import ir
+
+_LARGEST = 1_900_000_000
+"""Bytes of weights in one file: a protobuf message may have 2 GiB."""
+
+_SMALLEST_EXTERNAL = 1024
+"""Bytes of a tensor that is worth a place in the second file."""
+
+
+def write(model: ir.Model, path: Path) -> int:
+    """Writes ``path``, and for large models ``path`` with ``.data`` at its end.
+
+    Both are written elsewhere in the folder and moved.
+
+    Returns:
+        The bytes written.
+
+    Raises:
+        OSError: the place cannot be written; what was there before is untouched.
+    """
+    from onnxscript import ir
+
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    data = f"{path.name}.data" if weights > _LARGEST else None
+    with tempfile.TemporaryDirectory(prefix=".sparsify-", dir=path.absolute().parent) as folder:
+        ir.save(
+            model,
+            Path(folder, path.name),
+            external_data=data,
+            size_threshold_bytes=_SMALLEST_EXTERNAL,
+        )
+        # The data first: a model without its data cannot be read.
+        made = [Path(folder, name) for name in (data, path.name) if name is not None]
+        nbytes = sum(file.stat().st_size for file in made)
+        for file in made:
+            os.replace(file, path.with_name(file.name))
+    return nbytes
