@@ -23,6 +23,7 @@ from sparsify.codegen.emit.onnx import files
 from sparsify.codegen.emit.onnx.linears import store_weights
 from sparsify.codegen.emit.onnx.metadata import describe
 from sparsify.codegen.emit.onnx.names import name_dimensions, name_nodes, name_outputs
+from sparsify.codegen.emit.onnx.state import functional
 from sparsify.codegen.emit.onnx.translate import translations
 from sparsify.codegen.emit.onnx.weights import StoredWeight
 from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS, OPSET
@@ -52,6 +53,35 @@ class OnnxSummary:
     nodes: dict[str, int]
     weights: dict[str, StoredWeight]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights of linears in the file."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of the same weights as float32 matrices."""
+        return sum(weight.dense_nbytes for weight in self.weights.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "bytes": self.nbytes,
+            "nodes": self.nodes,
+            "weights": {site: weight.to_dict() for site, weight in self.weights.items()},
+        }
+
+    def __str__(self) -> str:
+        ours = sum(n for name, n in self.nodes.items() if name.startswith(f"{DOMAIN}."))
+        forms = Counter(f"{w.storage} of {w.value_type}" for w in self.weights.values())
+        stored = ", ".join(f"{count} {form}" for form, count in forms.most_common())
+        text = f"{self.nbytes / 1e6:.1f} MB, {sum(self.nodes.values())} nodes, {ours} of them ours"
+        if not self.weights:
+            return text
+        return (
+            f"{text}; weights of linears: {stored}; "
+            f"{self.weight_bytes / 1e6:.1f} MB for {self.dense_bytes / 1e6:.1f} MB of dense ones"
+        )
+
 
 def export(program: Program, report: Report, path: Path, *, standard: bool = False) -> OnnxSummary:
     """Writes a portable program as ONNX, opset 18.
@@ -63,7 +93,10 @@ def export(program: Program, report: Report, path: Path, *, standard: bool = Fal
     Raises:
         ValueError: operators that cannot be exported, all by name.
         OSError: the place cannot be written.
+        ModuleNotFoundError: onnx or onnxscript is not installed.
     """
+    _require_onnx()
+    files.check(path)
     model, weights = build(program, report, standard=standard)
     nbytes = files.write(model, path)
     nodes = Counter(f"{n.domain}.{n.op_type}".lstrip(".") for n in model.graph)
@@ -77,10 +110,11 @@ def build(
     from onnxscript import optimizer
 
     with _quiet():
-        model = _translate(program.exported)
+        exported, states = functional(program)
+        model = _translate(exported)
         stored = store_weights(model, dense=standard)
         sites = name_nodes(model)
-        name_outputs(model, program.exported)
+        name_outputs(model, program.exported, states)
         name_dimensions(model)
         describe(sites, stored, report)
         if standard:
@@ -94,6 +128,16 @@ def build(
     model.producer_name, model.producer_version = "sparsify", version("sparsify-compiler")
     model.graph.name = program.name
     return model, {sites[node]: weight for node, weight in stored.items()}
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            f"ONNX export needs the package {missing.name}; install sparsify-compiler[onnx]"
+        ) from missing
 
 
 def _translate(exported: ExportedProgram) -> ir.Model:

@@ -17,6 +17,16 @@ _SMALLEST_EXTERNAL = 1024
 """Bytes of a tensor that is worth a place in the second file."""
 
 
+def check(path: Path) -> None:
+    """Raises OSError when `write` could not write there."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file to write")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path.absolute().parent}: no such folder to write into")
+    with _folder_beside(path):
+        pass
+
+
 def write(model: ir.Model, path: Path) -> int:
     """Writes ``path``, and for large models ``path`` with ``.data`` at its end.
 
@@ -32,7 +42,7 @@ def write(model: ir.Model, path: Path) -> int:
 
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     data = f"{path.name}.data" if weights > _LARGEST else None
-    with tempfile.TemporaryDirectory(prefix=".sparsify-", dir=path.absolute().parent) as folder:
+    with _folder_beside(path) as folder:
         ir.save(
             model,
             Path(folder, path.name),
@@ -45,3 +55,10 @@ def write(model: ir.Model, path: Path) -> int:
         for file in made:
             os.replace(file, path.with_name(file.name))
     return nbytes
+
+
+def _folder_beside(path: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix=".sparsify-", dir=path.absolute().parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

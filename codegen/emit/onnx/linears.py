@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from sparsify.codegen.emit.onnx.weights import StoredWeight, smallest
 from sparsify.layouts import parse
 from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS
@@ -63,9 +61,8 @@ def _initializers(
 ) -> list[ir.Value]:
     from onnxscript import ir
 
-    if len(old) == 1 and weight.tensors.get("weight") is not None:
-        if weight.value_type == "float32":
-            return list(old)
+    if len(old) == 1 and (weight.storage, weight.value_type) == ("dense", "float32"):
+        return list(old)
     name = old[0].name.partition(":")[0]
     made = []
     for port, tensor in weight.tensors.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
@@ -14,6 +14,9 @@ from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS
 
 if TYPE_CHECKING:
     from onnxscript import ir
+
+_TOKENS = ("x", "query", "key")
+"""Ports whose operand says in which module an operator stands."""
 
 _IMAGE = {2: "height", 3: "width"}
 
@@ -52,22 +55,32 @@ def _own_site(node: ir.Node) -> str:
 
 
 def _parent_site(node: ir.Node, sites: dict[ir.Node, str]) -> str:
-    for value in node.inputs:
-        maker = value.producer() if value is not None else None
+    """The module in which the tokens were made that the node reads."""
+    ports = ONNX_OPERATORS[node.op_type].inputs
+    for port, value in zip(ports, node.inputs, strict=True):
+        maker = value.producer() if port.name in _TOKENS else None
         if maker in sites:
-            return sites[maker].rpartition(".")[0]
+            return sites[maker].rpartition(".")[0] if _own_site(maker) else sites[maker]
     return ""
 
 
-def name_outputs(model: ir.Model, exported: ExportedProgram) -> None:
-    """Names outputs after their place in what the model returns, ``last_hidden_state``."""
-    names = iter(_output_names(exported))
-    taken = {value.name for value in model.graph.inputs}
+def name_outputs(model: ir.Model, exported: ExportedProgram, states: Sequence[str]) -> None:
+    """Names outputs after their place in what the model returns, ``last_hidden_state``.
+
+    Args:
+        exported: the program before its states became outputs.
+        states: those that follow the results; they become ``new_keys``, ``new_values``.
+    """
     specs = exported.graph_signature.output_specs
-    user = [spec for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
-    named = [(name, spec) for name, spec in zip(names, user, strict=True)]
-    kept = [name for name, spec in named if not isinstance(spec.arg, ConstantArgument)]
-    for value, name in zip(model.graph.outputs, kept, strict=True):
+    user = [spec.arg for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
+    results = [
+        name
+        for name, argument in zip(_output_names(exported), user, strict=True)
+        if not isinstance(argument, ConstantArgument)
+    ]
+    names = [*results, *(f"new_{state}" for state in states)]
+    taken = {value.name for value in model.graph.inputs}
+    for value, name in zip(model.graph.outputs, names, strict=True):
         value.name = name if name not in taken else f"output_{name}"
 
 

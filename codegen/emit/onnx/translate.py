@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsify import ops
+from sparsify.codegen.emit.onnx.state import APPENDED
 from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
 from sparsify.ops.onnx import attention as attentions
 from sparsify.ops.onnx import gated as gates
@@ -34,11 +35,8 @@ def emit(operator: OnnxOperator, inputs: Sequence[Any], **attributes: Any) -> An
 
 def translations() -> dict[Any, Translation]:
     """``custom_translation_table`` of ``torch.onnx.export``."""
-    return {
-        operator.overload: _TRANSLATIONS[name]
-        for name, operator in ops.OPERATORS.items()
-        if name in _TRANSLATIONS
-    }
+    table = {ops.OPERATORS[name].overload: function for name, function in _TRANSLATIONS.items()}
+    return {**table, APPENDED: _kv_append}
 
 
 def _sparse_linear(
@@ -123,10 +121,55 @@ def _gated(x: Any, activation: str, lanes: bool = False) -> Any:
     return emit(gates.gated(activation), [x], activation=activation)
 
 
+def _kv_append(
+    keys: Any,
+    values: Any,
+    key: Any,
+    value: Any,
+    pages: Any,
+    starts: Any,
+    counts: Any,
+    layer: int,
+    offsets: Sequence[int],
+) -> Any:
+    inputs = [keys, values, key, value, pages, starts, counts]
+    return emit(caches.APPEND, inputs, layer=layer, offsets=list(offsets))
+
+
+def _paged_attention(
+    query: Any,
+    keys: Any,
+    values: Any,
+    pages: Any,
+    lengths: Any,
+    counts: Any,
+    layer: int,
+    heads: int,
+    offset: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    extents: Sequence[int] = (),
+) -> Any:
+    assert not extents
+    cap = {"softcap": softcap} if softcap else {}
+    return emit(
+        caches.paged_attention(bool(softcap)),
+        [query, keys, values, pages, lengths, counts],
+        layer=layer,
+        heads=heads,
+        offset=offset,
+        scale=scale,
+        window=window,
+        **cap,
+    )
+
+
 _TRANSLATIONS: dict[str, Translation] = {
     "sparse_linear": _sparse_linear,
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
     "rotary": _rotary,
     "gated": _gated,
+    "paged_attention": _paged_attention,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,16 @@ class StoredWeight:
     @property
     def value_type(self) -> str:
         return str(self.tensors["weight" if self.storage == "dense" else "values"].dtype)[6:]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "storage": self.storage,
+            "values": self.value_type,
+            "shape": list(self.shape),
+            "nnz": self.nnz,
+            "bytes": self.nbytes,
+            "dense_bytes": self.dense_nbytes,
+        }
 
 
 def smallest(weight: torch.Tensor) -> StoredWeight:

@@ -12,7 +12,7 @@ _BIAS = Port("bias", FLOAT, "[features]")
 LAYER = OnnxOperator(
     "LayerNorm",
     "fused_norm",
-    "Layer normalisation over the last axis: (x - mean) / sqrt(variance + epsilon) * weight + bias.",
+    "Layer normalisation of the last axis: (x - mean) / sqrt(variance + epsilon) * weight + bias.",
     (_X, _WEIGHT, _BIAS),
     (_Y,),
     {"epsilon": "float"},
@@ -21,7 +21,7 @@ LAYER = OnnxOperator(
 RMS = OnnxOperator(
     "RmsNorm",
     "fused_norm",
-    "Root-mean-square normalisation over the last axis: x / sqrt(mean(x^2) + epsilon) * weight.",
+    "Root-mean-square normalisation of the last axis: x / sqrt(mean(x^2) + epsilon) * weight.",
     (_X, _WEIGHT),
     (_Y,),
     {"epsilon": "float"},
