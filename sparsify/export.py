@@ -115,7 +115,12 @@ def _ranges(program: Program, largest: Sizes) -> dict[str, tuple[int, int]]:
             allowed = program.exported.range_constraints[symbol]
             least = max(1, int(allowed.lower))
             known = ranges.get(str(symbol), (least, 0))[1]
-            most = given[dim] if given is not None else known or optimization_hint(extent, 1)
+            most = given[dim] if given is not None else known or optimization_hint(extent, 0)
+            if given is None and not most:
+                raise ValueError(
+                    f"export_c: no example tells how large dim {dim} of input {name!r} can be; "
+                    f"say it: largest={{{name!r}: ...}}, or --largest {name}=..."
+                )
             if most < least or (allowed.upper != int_oo and most > allowed.upper):
                 raise ValueError(
                     f"export_c: dim {dim} of input {name!r} is {most} at most, but the model "
