@@ -12,13 +12,16 @@ A value is one of
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
+
+_NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -57,40 +60,54 @@ def sizes(elements: Any) -> np.ndarray:
     return np.array(elements, dtype=object)
 
 
-def is_symbolic(array: np.ndarray) -> bool:
-    """Whether any element is not known while tracing."""
-    return any(isinstance(element, SYMBOLIC) for element in array.flat)
+def elementwise(compute: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+    """A function of numbers on each element of arrays, which broadcast."""
+    return sizes(np.frompyfunc(compute, len(arrays), 1)(*(a.astype(object) for a in arrays)))
 
 
 def settled(array: np.ndarray) -> Constant | np.ndarray:
     """Sizes as they are, or a constant when all of them turned out to be known."""
-    if array.dtype == object and is_symbolic(array):
-        return array
-    plain = np.array(array.tolist()) if array.dtype == object else np.ascontiguousarray(array)
-    if array.dtype == object and plain.dtype == np.float64:
-        plain = plain.astype(np.float32)
-    if array.dtype == object and not array.size:
-        plain = plain.astype(np.int64)
+    elements = [_simplified(element) for element in array.flat]
+    if any(isinstance(element, SYMBOLIC) for element in elements):
+        made = np.empty(array.shape, object)
+        made.flat[:] = elements
+        return made
     with untraced():
-        return Constant(torch.from_numpy(plain.reshape(array.shape)))
+        return Constant(torch.tensor(elements, dtype=_dtype(elements)).reshape(array.shape))
+
+
+def _simplified(element: Any) -> Any:
+    """A symbolic number that can have one value only as that value."""
+    if isinstance(element, torch.SymBool):
+        if statically_known_true(element):
+            return True
+        return False if statically_known_true(torch.sym_not(element)) else element
+    if isinstance(element, torch.SymInt):
+        value = element.node.maybe_as_int()
+        return element if value is None else value
+    return element
 
 
 def known(value: Value) -> np.ndarray | None:
     """The elements of a constant or of sizes; None for a tensor, whose elements are not known."""
     if isinstance(value, Constant):
         with untraced():
-            return value.tensor.detach().numpy()
+            tensor = value.tensor.detach()
+            small = tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS
+            return (tensor.float() if small else tensor).numpy()
     return value if isinstance(value, np.ndarray) else None
 
 
 def traced(array: np.ndarray) -> torch.Tensor:
     """Sizes as a tensor that is computed when the model is called."""
-    kinds = {type(element) for element in array.flat}
-    if kinds & {torch.SymFloat, float}:
-        dtype = torch.float32
-    elif kinds <= {torch.SymBool, bool}:
-        dtype = torch.bool
-    else:
-        dtype = torch.int64
+    dtype = _dtype(array.flat)
     elements = [torch.scalar_tensor(element, dtype=dtype) for element in array.flat]
     return torch.stack(elements).reshape(array.shape) if array.ndim else elements[0]
+
+
+def _dtype(elements: Iterable[Any]) -> torch.dtype:
+    """The type of sizes: integers are int64, fractions float32."""
+    kinds = {type(element) for element in elements}
+    if kinds & {torch.SymFloat, float, np.float32, np.float64}:
+        return torch.float32
+    return torch.bool if kinds and kinds <= {torch.SymBool, bool, np.bool_} else torch.int64
