@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sparsify.frontend.onnx.tables import table
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -34,7 +36,7 @@ class Sampling:
         at = self._places(length, size, scale)
         if self.mode == "nearest":
             indices = np.clip(self._nearest(at), 0, length - 1)
-            y = x.index_select(dim, torch.from_numpy(indices))
+            y = x.index_select(dim, table(indices, torch.int64))
         else:
             y = self._weighted(x, dim, at, scale)
         if self.coordinates != "tf_crop_and_resize":
@@ -42,7 +44,7 @@ class Sampling:
         beyond = (at < 0) | (at > length - 1)
         if not beyond.any():
             return y
-        return y.masked_fill(torch.from_numpy(_along(beyond, dim, x.dim())), self.outside)
+        return y.masked_fill(table(_along(beyond, dim, x.dim()), torch.bool), self.outside)
 
     def _places(self, length: int, size: int, scale: float) -> np.ndarray:
         """The place in the input, in elements, of each element of the result."""
@@ -92,8 +94,8 @@ class Sampling:
             share = shares[:, column]
             if not share.any():
                 continue
-            factor = torch.from_numpy(_along(share, dim, x.dim())).to(x.dtype)
-            part = x.index_select(dim, torch.from_numpy(taps[:, column].copy())) * factor
+            factor = table(_along(share, dim, x.dim()), x.dtype)
+            part = x.index_select(dim, table(taps[:, column], torch.int64)) * factor
             total = part if total is None else total + part
         assert total is not None
         return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +12,9 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-import sparsify
+from sparsify.compiler import Builder, compile_programs
+from sparsify.config import CompileConfig
+from sparsify.frontend.normalise import normalise
 from sparsify.frontend.onnx.capture import export
 from sparsify.frontend.onnx.file import prepare
 from sparsify.frontend.onnx.model import OnnxModel
@@ -20,6 +23,12 @@ from sparsify.frontend.onnx.registry import Unsupported, find
 from sparsify.frontend.onnx.tensors import onnx_type, to_torch
 from tests.peers.onnx_node_tests.cases import Case
 from tests.peers.onnx_node_tests.outcome import Outcome, Verdict, first_line
+
+# Half of what compiling a tiny model costs is PyTorch looking through all namespaces of operators,
+# again for each model; nobody registers operators between cases.
+torch._export.utils._collect_all_valid_cia_ops_for_namespace = functools.cache(
+    torch._export.utils._collect_all_valid_cia_ops_for_namespace
+)
 
 
 def check(case: Case) -> Outcome:
@@ -49,8 +58,11 @@ def _check(case: Case, inputs: list[Any], expected: list[Any], fixed: tuple[str,
                 case.check([array_of(results[name]) for name in model.outputs], expected)
                 return Outcome("folded", "", fixed)
             stage = "compile"
-            compiled = sparsify.compile(
-                exported, dynamic_shapes=None, cache=False, num_threads=1, verify="shapes"
+            compiled = compile_programs(
+                _builder(),
+                {"forward": exported},
+                functools.partial(normalise, exported),
+                {"forward": ()},
             )
             stage = "run"
             results = compiled(**arguments)
@@ -62,9 +74,13 @@ def _check(case: Case, inputs: list[Any], expected: list[Any], fixed: tuple[str,
         return Outcome(stage, _cause(error), fixed)
     left = [d for d in compiled.report if d.verdict == "unsupported"]
     if left:
-        causes = ", ".join(sorted({str(d.operator) for d in left}))
-        return Outcome("fallback", causes, fixed)
+        return Outcome("fallback", "; ".join(sorted({d.reason for d in left})), fixed)
     return Outcome("whole", "", fixed)
+
+
+@functools.cache
+def _builder() -> Builder:
+    return Builder.of(CompileConfig(cache=False, num_threads=1))
 
 
 def shaping_inputs(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import select
 import signal
 import struct
@@ -23,29 +24,30 @@ class Pool:
     Args:
         check: what a worker does with a case.
         jobs: workers at a time.
-        seconds: a worker that takes longer for one case is ended.
+        seconds: a worker that computes longer at one case is ended, also one that waits for ten
+            times as long.
     """
 
-    def __init__(self, check: Callable[[Case], Outcome], jobs: int = 1, seconds: float = 60.0):
+    def __init__(self, check: Callable[[Case], Outcome], jobs: int = 1, seconds: float = 30.0):
         self._check, self._jobs, self._seconds = check, jobs, seconds
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Outcome]]:
         """Yields each case with its outcome as it is known."""
         waiting = list(reversed(cases))
-        workers = [_Worker(self._check) for _ in range(min(self._jobs, len(cases)))]
+        workers = [_Worker(self._check, self._seconds) for _ in range(min(self._jobs, len(cases)))]
         try:
             for worker in workers:
                 worker.take(waiting.pop())
             while busy := [w for w in workers if w.case is not None]:
                 ready, _, _ = select.select([w.results for w in busy], [], [], 0.5)
                 for worker in busy:
-                    late = time.monotonic() - worker.started > self._seconds
+                    late = time.monotonic() - worker.started > 10 * self._seconds
                     if worker.results not in ready and not late:
                         continue
-                    case, outcome = worker.finish(self._seconds if late else None)
+                    case, outcome = worker.finish(late)
                     if outcome.verdict == "crashed":
                         worker.end()
-                        worker.__init__(self._check)  # type: ignore[misc]
+                        worker.__init__(self._check, self._seconds)  # type: ignore[misc]
                     if waiting:
                         worker.take(waiting.pop())
                     yield case, outcome
@@ -55,7 +57,7 @@ class Pool:
 
 
 class _Worker:
-    def __init__(self, check: Callable[[Case], Outcome]) -> None:
+    def __init__(self, check: Callable[[Case], Outcome], seconds: float) -> None:
         work, self.work = os.pipe()
         self.results, results = os.pipe()
         self.case: Case | None = None
@@ -64,7 +66,7 @@ class _Worker:
         if self.pid == 0:
             os.close(self.work)
             os.close(self.results)
-            _serve(check, work, results)
+            _serve(check, seconds, work, results)
         os.close(work)
         os.close(results)
 
@@ -72,11 +74,11 @@ class _Worker:
         self.case, self.started = case, time.monotonic()
         _send(self.work, case)
 
-    def finish(self, late_after: float | None) -> tuple[Case, Outcome]:
+    def finish(self, late: bool) -> tuple[Case, Outcome]:
         assert self.case is not None
         case, self.case = self.case, None
-        if late_after is not None:
-            return case, Outcome("crashed", f"took more than {late_after:.0f} s")
+        if late:
+            return case, Outcome("crashed", "it does not come to an end")
         outcome = _receive(self.results)
         if outcome is None:
             _, status = os.waitpid(self.pid, 0)
@@ -93,13 +95,16 @@ class _Worker:
             os.waitpid(self.pid, 0)
 
 
-def _serve(check: Callable[[Case], Outcome], work: int, results: int) -> None:
+def _serve(check: Callable[[Case], Outcome], seconds: float, work: int, results: int) -> None:
     """What a worker does until it is ended; it never returns."""
     try:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         while (case := _receive(work)) is not None:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            limit = int(used.ru_utime + used.ru_stime + seconds) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
             _send(results, check(case))
     finally:
         os._exit(0)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
 from sparsify.frontend.onnx.sliding import Windows
+from sparsify.frontend.onnx.tables import table
 
 _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _MAXIMUM = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -55,7 +56,7 @@ def _counts(windows: Windows, x: torch.Tensor, with_padding: bool) -> torch.Tens
     counts = windows.inside(sizes, with_padding)
     if (counts == counts.flat[0]).all():
         return float(counts.flat[0])
-    return torch.tensor(counts.astype(np.float64), dtype=x.dtype)
+    return table(counts, x.dtype)
 
 
 def _sum_pool(x: torch.Tensor, windows: Windows) -> torch.Tensor:
@@ -110,16 +111,6 @@ def lp_pool(node: Node, x: torch.Tensor) -> torch.Tensor:
     return _sum_pool(x.abs() ** p, _windows(node, x)) ** (1 / p)
 
 
-@operator("GlobalAveragePool")
-def global_average_pool(node: Node, x: torch.Tensor) -> torch.Tensor:
-    return x.mean(tuple(range(2, x.dim())), keepdim=True)
-
-
-@operator("GlobalMaxPool")
-def global_max_pool(node: Node, x: torch.Tensor) -> torch.Tensor:
-    return x.amax(tuple(range(2, x.dim())), keepdim=True)
-
-
 @operator("GlobalLpPool")
 def global_lp_pool(node: Node, x: torch.Tensor) -> torch.Tensor:
     p = float(node.get("p", 2))
@@ -137,10 +128,13 @@ def max_unpool(
         (size - 1) * s - pads[i] - pads[i + len(kernel)] + k
         for i, (size, s, k) in enumerate(zip(x.shape[2:], strides, kernel, strict=True))
     ]
-    # Indices count in the output that the attributes give; a larger shape is zeros after it.
-    sizes = natural if shape is None else list(shape[2:])
     length = x.shape[0] * x.shape[1]
-    for size in natural if shape is None else sizes:
+    for size in natural:
         length = length * size
     flat = torch.zeros(length, dtype=x.dtype)
-    return flat.scatter(0, indices.reshape(-1), x.reshape(-1)).reshape(*x.shape[:2], *sizes)
+    y = flat.scatter(0, indices.reshape(-1), x.reshape(-1)).reshape(*x.shape[:2], *natural)
+    if shape is None:
+        return y
+    # Indices count in the natural shape; a larger one has zeros after it.
+    rest = [int(want) - have for want, have in zip(shape[2:], natural, strict=True)]
+    return F.pad(y, [amount for r in reversed(rest) for amount in (0, r)])

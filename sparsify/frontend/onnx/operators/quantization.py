@@ -7,7 +7,7 @@ import math
 import torch
 
 from sparsify.frontend.onnx.node import Node
-from sparsify.frontend.onnx.operators.convolution import convolve
+from sparsify.frontend.onnx.operators.convolution import conv
 from sparsify.frontend.onnx.quantities import (
     dequantise,
     exactly,
@@ -125,7 +125,7 @@ def _integer_convolution(
 ) -> torch.Tensor:
     # Padding is the zero point, so it is zero here.
     return exactly(
-        lambda a, b: convolve(node, a, b),
+        lambda a, b: conv(node, a, b),
         without_zero(x, x_zero),
         without_zero(weight, weight_zero),
         math.prod(weight.shape[1:]),

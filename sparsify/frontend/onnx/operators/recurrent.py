@@ -20,6 +20,7 @@ from sparsify.frontend.onnx.cells import (
 )
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.tables import table
 from sparsify.frontend.onnx.values import Constant, known
 
 _REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
@@ -91,7 +92,7 @@ def _lengths(lengths: torch.Tensor | Constant | None, steps: int) -> torch.Tenso
         elements = known(lengths)
         if np.all(elements == steps):
             return None
-        return torch.tensor(np.asarray(elements).astype(np.int64).tolist())
+        return table(elements, torch.int64)
     return None if lengths is None else lengths.long()
 
 

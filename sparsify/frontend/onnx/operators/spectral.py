@@ -10,6 +10,7 @@ import torch
 
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.tables import table
 from sparsify.frontend.onnx.tensors import torch_type
 
 
@@ -18,7 +19,7 @@ def _tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``cos`` and ``sin`` of ``sign * 2 pi row column / size``."""
     angle = np.outer(np.arange(rows), np.arange(columns)) % size * (sign * 2 * math.pi / size)
-    return torch.tensor(np.cos(angle), dtype=dtype), torch.tensor(np.sin(angle), dtype=dtype)
+    return table(np.cos(angle), dtype), table(np.sin(angle), dtype)
 
 
 def _transform(
@@ -42,7 +43,7 @@ def _transform(
         share[0] = 1.0
         if length % 2 == 0 and used == length // 2 + 1:
             share[-1] = 1.0
-        shares = torch.tensor(share / length, dtype=x.dtype)
+        shares = table(share / length, x.dtype)
         y = (x[..., 0] @ (cos * shares).T - x[..., 1] @ (sin * shares).T).unsqueeze(-1)
         return y.movedim(-2, axis)
     count = length // 2 + 1 if onesided else length
@@ -121,7 +122,7 @@ def _cosines(node: Node, size: np.ndarray, terms: tuple[float, ...]) -> torch.Te
     steps = count if node.get("periodic", 1) else count - 1
     angle = np.arange(count) * (2 * math.pi / max(steps, 1))
     total = sum((-1) ** i * term * np.cos(i * angle) for i, term in enumerate(terms))
-    return torch.tensor(total, dtype=torch_type(node.get("output_datatype", 1)))
+    return table(total, torch_type(node.get("output_datatype", 1)))
 
 
 @operator("HannWindow", since=17, host=("size",))
@@ -163,4 +164,4 @@ def mel_weight_matrix(
             weights[row, i] = (row - left) / (centre - left)
         for row in range(centre, right):
             weights[row, i] = (right - row) / (right - centre)
-    return torch.tensor(weights, dtype=torch_type(node.get("output_datatype", 1)))
+    return table(weights, torch_type(node.get("output_datatype", 1)))

@@ -1,4 +1,4 @@
-"""Conv and ConvTranspose, in one to three spatial dims."""
+"""ConvTranspose, over one to three dims of places."""
 
 from __future__ import annotations
 
@@ -7,52 +7,8 @@ import torch.nn.functional as F
 
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
-from sparsify.frontend.onnx.sliding import Windows
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-@operator("Conv")
-def conv(
-    node: Node, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    return convolve(node, x, weight, bias)
-
-
-def convolve(
-    node: Node, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """A convolution by the attributes of Conv; zeros are around the input."""
-    windows = windows_of(node, x, weight)
-    compute = spatial(_CONV, windows.dims)
-    padding: tuple[int, ...] = (0,) * windows.dims
-    if windows.is_symmetric:
-        padding = windows.begin
-    else:
-        x = windows.pad(x)
-    return compute(
-        x, weight, bias, windows.stride, padding, windows.dilation, node.get("group", 1)
-    )
-
-
-def windows_of(node: Node, x: torch.Tensor, weight: torch.Tensor) -> Windows:
-    """The windows of a convolution node; the kernel is that of the weight."""
-    return Windows.of(
-        tuple(weight.shape[2:]),
-        tuple(x.shape[2:]),
-        strides=node.get("strides"),
-        dilations=node.get("dilations"),
-        pads=node.get("pads"),
-        auto_pad=node.get("auto_pad", "NOTSET"),
-    )
-
-
-def spatial(by_dims: dict, dims: int):  # type: ignore[no-untyped-def]
-    """The function for a number of spatial dims."""
-    if dims not in by_dims:
-        raise Unsupported(f"{dims} spatial dims; there are functions for 1 to {max(by_dims)}")
-    return by_dims[dims]
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 @operator("ConvTranspose")
@@ -70,7 +26,9 @@ def conv_transpose(
         )
     ]
     begin, end = _transposed_pads(node, x, full, stride)
-    compute = spatial(_CONV_TRANSPOSE, dims)
+    if dims not in _TRANSPOSED:
+        raise Unsupported(f"{dims} dims of places")
+    compute = _TRANSPOSED[dims]
     # PyTorch takes away the same on both sides, so what is more on one side is cut off after.
     both = tuple(max(min(b, e), 0) for b, e in zip(begin, end, strict=True))
     fits = all(e < s or e < d for e, s, d in zip(extra, stride, dilation, strict=True))
