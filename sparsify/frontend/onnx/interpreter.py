@@ -15,15 +15,11 @@ import onnx
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sparsify.frontend.onnx.node import Node, standard
-from sparsify.frontend.onnx.registry import Handler, Unsupported, find
+from sparsify.frontend.onnx.node import Node
+from sparsify.frontend.onnx.registry import Handler, Unsupported, find, standard
 from sparsify.frontend.onnx.tensors import to_torch
-from sparsify.frontend.onnx.values import Constant, Value, known, settled, traced, untraced
+from sparsify.frontend.onnx.values import LARGEST, Constant, Value, known, settled, traced, untraced
 from sparsify.frontend.onnx.weights import Weights
-
-LARGEST: Final = 2**33
-"""Bytes of the largest tensor that an import computes."""
-
 
 class _Refused:
     """The result of a node that has no handler."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
-from sparsify.frontend.onnx.registry import STANDARD, Unsupported
+from sparsify.frontend.onnx.registry import Unsupported
+from sparsify.frontend.onnx.sparse import dense
 from sparsify.frontend.onnx.tensors import to_torch
 from sparsify.frontend.onnx.values import Constant, Value
 
@@ -51,6 +52,8 @@ class Node:
             return value.decode()
         if isinstance(value, onnx.TensorProto):
             return to_torch(value)
+        if isinstance(value, onnx.SparseTensorProto):
+            return to_torch(dense(value, f"{self}: {name}"))
         if isinstance(value, onnx.GraphProto):
             return value
         if isinstance(value, int | float):
@@ -85,7 +88,3 @@ class Node:
         """The outputs of a sub-graph, which sees all values of the graph around it."""
         return self.interpreter.run(graph, self.scope.inner(), inputs)
 
-
-def standard(domain: str) -> str:
-    """One name for the domain of ONNX, which files write in two ways."""
-    return STANDARD if domain == "ai.onnx" else domain

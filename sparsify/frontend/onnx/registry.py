@@ -36,6 +36,11 @@ STANDARD = ""
 """The domain of the operators of ONNX itself, also written ``ai.onnx``."""
 
 
+def standard(domain: str) -> str:
+    """One name for the domain of ONNX, which files write in two ways."""
+    return STANDARD if domain == "ai.onnx" else domain
+
+
 class Unsupported(Exception):
     """This form of an operator has no handler; says why in a few words."""
 

@@ -59,3 +59,10 @@ def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
             bits = array.view(np.uint16 if dtype.itemsize == 2 else np.uint8)
             return torch.from_numpy(bits.copy()).view(dtype)
         return torch.from_numpy(array.copy())
+
+
+def to_onnx(tensor: torch.Tensor, name: str) -> onnx.TensorProto:
+    """A tensor as an initializer of this name."""
+    made = onnx.TensorProto(name=name, dims=tensor.shape, data_type=onnx_type(tensor.dtype))
+    made.raw_data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return made

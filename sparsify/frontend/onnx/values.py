@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
+
+LARGEST: Final = 2**33
+"""Bytes of the largest tensor that an import computes."""
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 

@@ -16,29 +16,44 @@ Operand = torch.Tensor | Constant
 def matmul(node: Node, a: Operand, b: Operand) -> torch.Tensor:
     if isinstance(b, Constant) and b.tensor.dim() == 2 and isinstance(a, torch.Tensor):
         return F.linear(a, _weight(node, b, transposed=True))
+    if isinstance(a, Constant) and a.tensor.dim() == 2 and b.dim() > 1:
+        return F.linear(b.transpose(-1, -2), node.parameter(a)).transpose(-1, -2)
     return torch.matmul(_tensor(node, a), _tensor(node, b))
+
+
+@operator("SparseToDenseMatMul", domain="com.microsoft", constants=("a", "b"))
+def sparse_to_dense_matmul(node: Node, a: Operand, b: Operand) -> torch.Tensor:
+    """alpha * A B of ONNX Runtime, A a sparse initializer."""
+    return gemm(node, a, b)
 
 
 @operator("Gemm", since=7, constants=("a", "b", "c"))
 def gemm(node: Node, a: Operand, b: Operand, c: Operand | None = None) -> torch.Tensor:
     """alpha * A B + beta * C, A and B as they are or transposed."""
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
-    left = _tensor(node, a)
-    if node.get("transA", 0):
-        left = left.t()
-    if isinstance(b, Constant):
+    if isinstance(a, Constant) and isinstance(b, torch.Tensor):
+        right = b if node.get("transB", 0) else b.t()
+        weight = _weight(node, a, transposed=bool(node.get("transA", 0)), scale=alpha)
+        product = F.linear(right, weight).t()
+    elif isinstance(b, Constant):
+        left = _left(node, a)
         weight = _weight(node, b, transposed=not node.get("transB", 0), scale=alpha)
         bias = _bias(node, c, weight.shape[0], beta)
         product = F.linear(left, weight, bias)
         if bias is not None:
             return product
     else:
-        product = left @ (b.t() if node.get("transB", 0) else b)
+        product = _left(node, a) @ (b.t() if node.get("transB", 0) else b)
         product = product if alpha == 1 else alpha * product
     if c is None:
         return product
     added = _tensor(node, c)
     return product + (added if beta == 1 else beta * added)
+
+
+def _left(node: Node, a: Operand) -> torch.Tensor:
+    left = _tensor(node, a)
+    return left.t() if node.get("transA", 0) else left
 
 
 def _tensor(node: Node, value: Operand) -> torch.Tensor:

@@ -17,8 +17,8 @@ from sparsify.frontend.onnx.values import Constant, sizes
 def constant(node: Node) -> torch.Tensor:
     """Elements given by one attribute, of whatever name."""
     name = next(iter(node.attributes), "value")
-    if name == "value":
-        return node.require("value")
+    if name in ("value", "sparse_value"):
+        return node.require(name)
     kinds = {"value_float": torch.float32, "value_floats": torch.float32}
     kinds |= {"value_int": torch.int64, "value_ints": torch.int64}
     if name not in kinds:
@@ -59,9 +59,8 @@ def flatten(node: Node, x: torch.Tensor) -> torch.Tensor:
     """Two dims: those before ``axis``, and the others."""
     axis = node.get("axis", 1)
     axis += x.dim() if axis < 0 else 0
-    if axis == 0:
-        return x.reshape(1, -1)
-    return x.reshape(x.shape[0], -1) if axis == 1 else x.flatten(0, axis - 1).flatten(1)
+    rows = x.flatten(0, axis - 1) if axis else x.unsqueeze(0)
+    return rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
 
 
 @operator("Transpose", on_sizes=lambda node, x: x.transpose(node.get("perm")))
