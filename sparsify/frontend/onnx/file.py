@@ -24,11 +24,6 @@ OLDEST = 7
 Shapes = Mapping[str, tuple[int | str | None, ...]]
 
 
-def is_onnx(model: object) -> bool:
-    """Whether it is the path of an ONNX file, by its name."""
-    return isinstance(model, str | os.PathLike) and os.fspath(model).endswith(".onnx")
-
-
 def read_onnx(
     path: str | os.PathLike[str],
     *,

@@ -21,11 +21,20 @@ from sparsify.frontend.onnx.tensors import to_torch
 from sparsify.frontend.onnx.values import LARGEST, Constant, Value, known, settled, traced, untraced
 from sparsify.frontend.onnx.weights import Weights
 
+
 class _Refused:
     """The result of a node that has no handler."""
 
 
 _REFUSED: Final[Any] = _Refused()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A node that could not be run; ``of_sizes`` where other example sizes may help."""
+
+    text: str
+    of_sizes: bool
 
 
 @dataclass
@@ -60,7 +69,7 @@ class Interpreter:
 
     versions: Mapping[str, int]
     weights: Weights
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     _constants: dict[int, dict[str, Constant]] = field(default_factory=dict)
 
     def run(self, graph: onnx.GraphProto, scope: Scope, inputs: Sequence[Value]) -> list[Value]:
@@ -133,7 +142,7 @@ class Interpreter:
             problem = f"{node}: {_reason(error, inputs)}"
             if not self.weights.collecting:
                 raise ValueError(problem) from error
-            self.problems.append(problem)
+            self.problems.append(Problem(problem, not isinstance(error, Unsupported)))
             return [_REFUSED] * len(node.outputs)
 
     def _compute(self, node: Node, handler: Handler, inputs: list[Value]) -> list[Value]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sparsify.frontend.onnx.interpreter import Interpreter, Scope
+from sparsify.frontend.onnx.interpreter import Interpreter, Problem, Scope
 from sparsify.frontend.onnx.model import OnnxModel
 from sparsify.frontend.onnx.values import Constant, Value, traced
 from sparsify.frontend.onnx.weights import Weights
@@ -40,7 +40,7 @@ class OnnxModule(Weights):
         forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
 
-    def collect(self, examples: Iterable[torch.Tensor]) -> list[str]:
+    def collect(self, examples: Iterable[torch.Tensor]) -> list[Problem]:
         """Makes weights of the constants; returns what is wrong with nodes, nothing if all ran.
 
         Nothing is computed, only shapes.
@@ -65,7 +65,8 @@ class OnnxModule(Weights):
         for declared, tensor in zip(self.model.inputs, inputs, strict=True):
             for dim, size in zip(declared.dims, tensor.shape, strict=True):
                 if isinstance(dim, str):
-                    torch._check(first.setdefault(dim, size) == size)
+                    same = first.setdefault(dim, size) == size
+                    torch._check(same, lambda: "dims of one name must have one size")
 
 
 def _result(value: Value) -> Any:

@@ -87,4 +87,3 @@ class Node:
     def run(self, graph: onnx.GraphProto, inputs: Sequence[Value] = ()) -> list[Value]:
         """The outputs of a sub-graph, which sees all values of the graph around it."""
         return self.interpreter.run(graph, self.scope.inner(), inputs)
-
