@@ -53,8 +53,11 @@ Value: TypeAlias = Constant | np.ndarray | torch.Tensor | None
 
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
-    """Within it operators compute with real tensors, although a trace is under way."""
-    with _disable_current_modes(), torch.no_grad():
+    """Within it operators compute with real tensors, although a trace is under way.
+
+    Gradients stay as they are: torch.export makes a sub-graph of every change of their mode.
+    """
+    with _disable_current_modes():
         yield
 
 
