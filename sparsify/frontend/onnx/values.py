@@ -55,9 +55,9 @@ Value: TypeAlias = Constant | np.ndarray | torch.Tensor | None
 def untraced() -> Iterator[None]:
     """Within it operators compute with real tensors, although a trace is under way.
 
-    Gradients stay as they are: torch.export makes a sub-graph of every change of their mode.
+    Not even changes of the mode of gradients are seen, of which torch.export makes sub-graphs.
     """
-    with _disable_current_modes():
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
         yield
 
 
