@@ -84,11 +84,16 @@ def _entry(program: Program, largest: Sizes) -> ExportedEntry:
             f"export_c: entry {program.name!r}: result {lost[0]} is an input, a weight or a number "
             "that nothing computes; return it outside of the model"
         )
-    titles = dict(zip(names, _result_names(program), strict=True))
+    inputs = [name for name in plan.inputs if name in region.inputs]
+    outputs: dict[str, int] = {}
+    for index, (name, title) in enumerate(zip(names, _result_names(program), strict=True)):
+        place = region.outputs.index(str(name))
+        if place not in outputs.values():  # a result that comes twice is written once
+            outputs[title or f"output_{index}"] = place
     return ExportedEntry(
         region.program,
-        tuple(map(_c_name, region.inputs)),
-        tuple(titles[name] or f"output_{i}" for i, name in enumerate(region.outputs)),
+        {_c_name(str(name)): region.inputs.index(str(name)) for name in inputs},
+        outputs,
         _ranges(program, largest),
     )
 
@@ -115,7 +120,12 @@ def _ranges(program: Program, largest: Sizes) -> dict[str, tuple[int, int]]:
             allowed = program.exported.range_constraints[symbol]
             least = max(1, int(allowed.lower))
             known = ranges.get(str(symbol), (least, 0))[1]
-            most = given[dim] if given is not None else known or optimization_hint(extent, 1)
+            most = given[dim] if given is not None else known or optimization_hint(extent, 0)
+            if given is None and not most:
+                raise ValueError(
+                    f"export_c: no example tells how large dim {dim} of input {name!r} can be; "
+                    f"say it: largest={{{name!r}: ...}}, or --largest {name}=..."
+                )
             if most < least or (allowed.upper != int_oo and most > allowed.upper):
                 raise ValueError(
                     f"export_c: dim {dim} of input {name!r} is {most} at most, but the model "

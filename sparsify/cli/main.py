@@ -33,5 +33,5 @@ def options(
 
 
 app.command("compile")(compile_model)
-for _command in (analyze, benchmark, prune, generate, export, explain, targets, passes):
+for _command in (analyze, benchmark, prune, export, generate, explain, targets, passes):
     app.command()(_command)

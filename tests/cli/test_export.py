@@ -20,7 +20,11 @@ def test_c_for_a_board(cli, tiny: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-o", "x"), "say what to write: --c"),
+        (("-o", "x"), "say what to write: --onnx or --c"),
+        (("--c", "-o", "x", "--largest", "x=8"), "largest['x'] (8,) needs 3 sizes"),
+        (("--c", "-o", "x", "--largest", "x:8"), "write it as INPUT=SHAPE, such as x=1x128"),
+        (("--c", "-o", "x", "--standard"), "--standard applies to --onnx only"),
+        (("--onnx", "-o", "x", "--target", "native"), "--target applies to --c only"),
         (("--c", "-o", "x", "--target", "z80"), "unknown target 'z80'; targets: native"),
     ],
 )
