@@ -44,22 +44,11 @@ def compile_library(entries: Mapping[str, Program], target: Target, path: Path) 
 
 
 def build(module: tvm.IRModule, target: Target) -> relax.VMExecutable:
-    """Compiles a Relax module; what is not ours is legalised and fused by TVM.
-
-    This is TVM's CPU pipeline but for one thing: reshapes are never made into kernels, so that the
-    pass which would turn such kernels back (and fails on kernels of our kind) is not needed.
-    """
+    """Compiles a Relax module for TVM's virtual machine."""
     tvm_target = target.tvm()
-    keep_views = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])
     pipeline = tvm.transform.Sequential(
         [
-            relax.backend.DispatchSortScan(),
-            keep_views,
-            relax.transform.AnnotateTIROpPattern(),
-            relax.transform.FoldConstant(),
-            relax.transform.FuseOps(),
-            relax.transform.FuseTIR(),
-            schedule_elementwise(target.isa.vector),
+            *kernel_passes(target),
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
@@ -69,6 +58,23 @@ def build(module: tvm.IRModule, target: Target) -> relax.VMExecutable:
     )
     with tvm_target:
         return relax.build(module, tvm_target, relax_pipeline=pipeline)
+
+
+def kernel_passes(target: Target) -> tuple[Any, ...]:
+    """Makes calls of kernels of a module's operators; what is not ours TVM legalises and fuses.
+
+    This is TVM's CPU pipeline but for one thing: reshapes are never made into kernels, so that the
+    pass which would turn such kernels back (and fails on kernels of our kind) is not needed.
+    """
+    return (
+        relax.backend.DispatchSortScan(),
+        relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        schedule_elementwise(target.isa.vector),
+    )
 
 
 @tvm.transform.module_pass(opt_level=0, name="drop_weight_checks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsify.layouts import LANES
 
@@ -12,7 +12,7 @@ class Isa:
     """What kernels need to know about a CPU.
 
     Attributes:
-        name: ``avx512``, ``avx2``, ``neon``.
+        name: ``avx512``, ``avx2``, ``neon``, ``neon32`` (ARMv7), ``rvv``, ``rv64``, ``wasm``.
         vector: fp32 lanes of a vector register.
         registers: number of vector registers.
         fma_per_cycle, loads_per_cycle: whole vectors; AVX-512 on Zen 4 has 1 and 1, on Zen 5
@@ -23,6 +23,9 @@ class Isa:
             ports, of which Zen 5 has two for whole vectors and scalars together; loads spare the
             shuffle ports, one of which Zen 4 and server Intel share with multiply-adds.
         vbmi2: AVX-512 that also expands and compresses 16-bit lanes.
+        gathers: loads of lanes from scattered addresses, by AVX2's and AVX-512's instructions.
+        byte_shuffle: LLVM's name of the instruction that picks bytes of 16 by indices and gives
+            zero where an index has its top bit set; empty where there is none.
     """
 
     name: str
@@ -33,18 +36,41 @@ class Isa:
     hertz: float = 3.7e9
     permuted_of_four: int = 0
     vbmi2: bool = False
+    gathers: bool = False
+    byte_shuffle: str = ""
 
     @property
     def vectors_per_group(self) -> int:
         return LANES // self.vector
 
 
-AVX512 = Isa("avx512", 16, 32)
+_PSHUFB = "llvm.x86.ssse3.pshuf.b.128"
+
+AVX512 = Isa("avx512", 16, 32, gathers=True, byte_shuffle=_PSHUFB)
 """Server Intel from Ice Lake on, and whatever is not known better."""
 
-AVX512_ZEN5 = Isa("avx512", 16, 32, permuted_of_four=4)
-AVX512_HALF_RATE = Isa("avx512", 16, 32, fma_per_cycle=1.0, loads_per_cycle=1.0, permuted_of_four=3)
+AVX512_ZEN5 = replace(AVX512, permuted_of_four=4)
+AVX512_HALF_RATE = replace(AVX512, fma_per_cycle=1.0, loads_per_cycle=1.0, permuted_of_four=3)
 """AVX-512 on 256-bit units: Zen 4."""
 
-AVX2 = Isa("avx2", 8, 16)
-NEON = Isa("neon", 4, 32, loads_per_cycle=3.0, hertz=2.5e9)
+AVX2 = Isa("avx2", 8, 16, gathers=True, byte_shuffle=_PSHUFB)
+
+_TBL = "llvm.aarch64.neon.tbl1.v16i8"
+NEON = Isa("neon", 4, 32, loads_per_cycle=3.0, hertz=2.5e9, byte_shuffle=_TBL)
+NEON_A7X = replace(NEON, fma_per_cycle=2.0, loads_per_cycle=2.0, hertz=2.4e9)
+"""Cortex-A76, A78 and Neoverse N1: two vectors loaded a cycle."""
+NEON_A72 = replace(NEON, fma_per_cycle=2.0, loads_per_cycle=1.0, hertz=1.5e9)
+NEON_A53 = replace(NEON, fma_per_cycle=1.0, loads_per_cycle=0.5, hertz=1.2e9)
+"""In order; its loads are 64 bits wide."""
+
+NEON32 = Isa("neon32", 4, 16, fma_per_cycle=0.5, loads_per_cycle=0.5, hertz=1.2e9)
+"""ARMv7's NEON."""
+
+RVV = Isa("rvv", 4, 32, fma_per_cycle=1.0, loads_per_cycle=1.0, hertz=1.6e9)
+"""RISC-V's vector extension with registers of 128 bits and more, of which 128 are used."""
+
+RV64 = Isa("rv64", 4, 8, fma_per_cycle=0.25, loads_per_cycle=0.25, hertz=1.5e9)
+"""RISC-V without vectors: four of the 32 floating-point registers stand for one."""
+
+WASM = Isa("wasm", 4, 16, fma_per_cycle=1.0, hertz=3e9, byte_shuffle="llvm.wasm.swizzle")
+"""WebAssembly's 128-bit vectors, on the 16 registers that engines have on x86."""

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from tvm import tirx
 
+from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.attention import Attention
 from sparsify.codegen.kernels.cpu.attention_mask import QUERY_PADDING, AttentionMask, MaskShape
 from sparsify.codegen.kernels.cpu.kv_append import KvAppend
@@ -31,8 +32,11 @@ from sparsify.ops import expected_tokens
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
 
-_QUERY_VECTORS = {"avx512": 2, "avx2": 1, "neon": 4}
-"""Query tile of attention, in vectors: eight keys' scores must fit the registers beside it."""
+
+def _query_vectors(isa: Isa) -> int:
+    """Query tile of attention, in vectors: eight keys' scores must fit the registers beside it."""
+    wide = {16: 2, 8: 1, 4: 4}[isa.vector]
+    return wide if isa.registers >= 32 else max(1, wide // 2)
 
 
 def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
@@ -57,7 +61,7 @@ def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
         a["scale"],
         a["causal"],
         mask_shape,
-        _QUERY_VECTORS[isa.name],
+        _query_vectors(isa),
     )
     groups = lowering.extent(node.meta["val"].shape[0])
     if not in_lanes:
@@ -135,7 +139,7 @@ def convert_paged_attention(node: fx.Node, lowering: Lowering) -> Any:
         return lowering.reshape(y, (*leading, features))
     query = query if in_lanes else to_lanes(lowering, query)
     prefill = PagedPrefill(
-        isa, *heads, int(shape_of(query)[1]), a["offset"], scores, _QUERY_VECTORS[isa.name]
+        isa, *heads, int(shape_of(query)[1]), a["offset"], scores, _query_vectors(isa)
     )
     shape = (shape_of(query)[0], features, LANES)
     y = lowering.call_kernel(prefill, [query, keys, *rest], shape, integers)

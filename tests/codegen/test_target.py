@@ -66,7 +66,48 @@ def test_missing_features_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"'x86-avx2' needs the CPU features fma, .*haswell"):
         target.check_host()
     assert "avx512f" in Target.parse("x86-avx512").missing_features()
-    assert Target.parse("arm64-neon").missing_features() == ("neon",)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [
+        ("raspberry-pi/4b", "aarch64"),
+        ("armv7-neon", "armv7l"),
+        ("riscv64-rvv", "riscv64"),
+        ("wasm-simd", "wasm32"),
+    ],
+)
+def test_code_for_another_machine(monkeypatch: pytest.MonkeyPatch, name: str, machine: str) -> None:
+    host(monkeypatch, "x86_64", "haswell", FEATURES_AVX2)
+    target = Target.parse(name)
+    assert target.machine == machine
+    assert target.missing_features() == (machine,)
+    with pytest.raises(RuntimeError, match=f"'{name}' is code for {machine}, .* --target {name}"):
+        target.check_host()
+
+
+def test_a_cpu_and_features_after_the_name() -> None:
+    target = Target.parse("arm64-neon,cpu=cortex-a55,+dotprod,-crc")
+    assert target.features == ("neon", "dotprod")
+    assert target.isa == NEON
+    made = target.tvm()
+    assert str(made.attrs["mcpu"]) == "cortex-a55"
+    assert list(map(str, made.attrs["mattr"])) == ["+neon", "+dotprod", "-crc"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arm64-neon,cpu=cortex-a1000", r"no CPU 'cortex-a1000' for aarch64.* cortex-a72, "),
+        ("arm64-neon,+sve9", r"no CPU of aarch64-linux-gnu has a feature 'sve9'.* sve, "),
+        ("riscv64,+neon", r"no CPU of riscv64-linux-gnu has a feature 'neon'.* zba, "),
+        ("arm64-neon,dotprod", "cannot read 'dotprod'; write cpu=NAME, "),
+        ("arm65,+neon", "unknown target 'arm65'; targets: native"),
+    ],
+)
+def test_wrong_changes_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UnknownTarget, match=message):
+        Target.parse(text).tvm()
 
 
 def test_a_machine_with_all_features_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def spread_cycles(isa: Isa, layout: Bitmap) -> float:
     if isa.name == "avx512" and isa.vbmi2:
         return 1.35
     looked_up = 4.4 if layout.value_bits == 32 else 6.5
-    return looked_up if isa.name != "neon" else 2.5 * looked_up
+    return looked_up if isa.vector > 4 else 2.5 * looked_up
 
 
 class ExpandedFloats:
@@ -110,12 +110,8 @@ class LookedUp:
         source = T.reinterpret("int8x16", load(values, at, 128 // self.layout.value_bits))
         entry = T.bitwise_and(T.shift_right(bits, T.int64(4 * index)), T.int64(15))
         table = self.tables[index % len(self.tables)]
-        name = (
-            "llvm.aarch64.neon.tbl1.v16i8"
-            if self.isa.name == "neon"
-            else "llvm.x86.ssse3.pshuf.b.128"
-        )
-        return bind(intrinsic("int8x16", name, source, load(table, entry * 16, 16)))
+        shuffled = intrinsic("int8x16", self.isa.byte_shuffle, source, load(table, entry * 16, 16))
+        return bind(shuffled)
 
     def _joined(self, quads: list[Expr]) -> list[Expr]:
         """Vectors of the full width from vectors of four."""

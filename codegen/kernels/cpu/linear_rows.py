@@ -57,6 +57,8 @@ class BitmapKernels:
     form: ClassVar[Form] = "rows"
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Bitmap, ...]:
+        if not isa.byte_shuffle:  # nothing spreads a word's values over lanes
+            return ()
         return tuple(Bitmap(rows, bits) for bits in (16, 32) for rows in (4, 2))
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Bitmap) -> BitmapLinear:
@@ -97,7 +99,7 @@ class SellRowsKernels:
         self, isa: Isa, layout: Sell, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
         entries = layout.groups(shape[0]) * layout.blocks(shape[1])
-        gathered = 0.45 if isa.name != "neon" else 1.5
+        gathered = 0.45 if isa.gathers else 1.5
         tiles = _tiles(tokens, 4)
         return sum(nnz * (0.13 + gathered * count) + entries * _ENTRY_CYCLES for count in tiles)
 

@@ -192,7 +192,7 @@ def gather(isa: Isa, buffer: Expr, base: Expr, index: Expr, width: int) -> Expr:
         every = T.reinterpret("uint1x16", T.uint16(0xFFFF))
         name = "llvm.x86.avx512.mask.gather.dps.512"
         return bind(intrinsic(dtype, name, nothing, place, index, every, T.int32(4)))
-    if isa.name != "neon" and width in (4, 8):
+    if isa.gathers and width in (4, 8):
         every = T.reinterpret(dtype, T.Broadcast(T.int32(-1), width))
         name = f"llvm.x86.avx2.gather.d.ps{'.256' if width == 8 else ''}"
         return bind(intrinsic(dtype, name, nothing, place, index, every, T.int8(4)))

@@ -1,0 +1,218 @@
+"""A folder of C that runs a model: tables, kernels as one object file, weights, and a runtime.
+
+model.h  model.c          what a user calls, and the tables behind it
+model_kernels.o           see `sparsify.codegen.emit.objects`
+model.weights             packed for the target; model_weights.S makes them part of a program
+sparsify.[ch] ...         runs the tables: a few hundred lines, the same for every model
+main.c  CMakeLists.txt    a program that runs the model on .npy files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+import tvm
+
+from sparsify.codegen.build import kernel_passes
+from sparsify.codegen.emit.c.arena import ALIGNMENT, Bounds, aligned, plan
+from sparsify.codegen.emit.c.scratch import scratch_bytes
+from sparsify.codegen.emit.c.straight import ExportError, StraightCode, straighten
+from sparsify.codegen.emit.c.tables import Tables, Tabulator
+from sparsify.codegen.emit.objects import compile_object
+from sparsify.codegen.lower import lower
+from sparsify.codegen.target import Target
+from sparsify.program import Program
+
+_HERE = Path(__file__).parent
+_POOL = _HERE.parents[1] / "runtime"
+_TOOLCHAINS = {
+    "aarch64": "aarch64-linux-gnu",
+    "armv7l": "arm-linux-gnueabihf",
+    "riscv64": "riscv64-linux-gnu",
+}
+
+
+@dataclass(frozen=True)
+class ExportedEntry:
+    """An entry to export.
+
+    Attributes:
+        program: specialised, to be compiled in one piece.
+        inputs, outputs: C names, in the program's order.
+        ranges: least and most value of each size that inputs bring, by its symbol's name.
+    """
+
+    program: Program
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    ranges: Mapping[str, tuple[int, int]]
+
+
+def write_archive(
+    folder: Path, entries: Mapping[str, ExportedEntry], target: Target, *, name: str, about: str
+) -> None:
+    """Writes the folder's files; each is complete or as it was before.
+
+    Args:
+        name: begins the names of files and symbols; a C identifier.
+        about: the model in a few words, for the header.
+
+    Raises:
+        ExportError: a program needs what C cannot give it.
+        ObjectError, UnknownTarget: see `compile_object`.
+    """
+    programs = {f"{name}_{entry}": each.program for entry, each in entries.items()}
+    with target.tvm():
+        module = tvm.transform.Sequential(kernel_passes(target))(lower(programs, target))
+    codes = {entry: straighten(module, f"{name}_{entry}") for entry in entries}
+    weights = _Weights()
+    places = {entry: weights.add(codes[entry], each.program) for entry, each in entries.items()}
+    kernels = dict.fromkeys(kernel for code in codes.values() for kernel in code.kernels())
+    symbols = {kernel: f"{name}_{kernel}" for kernel in kernels}
+    folder.mkdir(parents=True, exist_ok=True)
+    made = compile_object(
+        {symbol: module[kernel] for kernel, symbol in symbols.items()},
+        target,
+        folder / f"{name}_kernels.o",
+    )
+    called = {kernel: made.entries[symbol] for kernel, symbol in symbols.items()}
+    sources = [
+        _source(entry, each, codes[entry], places[entry], module, called)
+        for entry, each in entries.items()
+    ]
+    weights.write(folder / f"{name}.weights")
+    facts = {
+        "name": name,
+        "NAME": name.upper(),
+        "about": about,
+        "target": target.name,
+        "toolchain": _TOOLCHAINS.get(target.machine),
+        "elf": target.machine != "wasm32",
+        "entries": sources,
+        "suffix": lambda entry: f"_{entry.name}" if len(sources) > 1 else "",
+        "kernels": sorted(called.values()),
+        "identity": list(weights.identity()),
+        "weights_bytes": weights.nbytes,
+        "workspace_bytes": max(entry.workspace_bytes for entry in sources),
+        "scratch_bytes": max(ALIGNMENT, *(entry.scratch_bytes for entry in sources)),
+    }
+    _write_sources(folder, name, facts)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the templates say about an entry.
+
+    Attributes:
+        ranges: ``(symbol, least, most)``.
+    """
+
+    name: str
+    tables: Tables
+    calls: tuple[tuple[str | None, int, int], ...]
+    ranges: tuple[tuple[str, int, int], ...]
+    workspace_bytes: int
+    scratch_bytes: int
+
+
+def _source(
+    entry: str,
+    each: ExportedEntry,
+    code: StraightCode,
+    offsets: Sequence[int],
+    module: tvm.IRModule,
+    called: Mapping[str, str],
+) -> _Source:
+    bounds = Bounds(code, {symbol: most for symbol, (_, most) in each.ranges.items()})
+    arena = plan(code, bounds)
+    least = {symbol: least for symbol, (least, _) in each.ranges.items()}
+    tables = Tabulator(code, bounds, arena, offsets).tables(each.inputs, each.outputs, least)
+    return _Source(
+        entry,
+        tables,
+        tuple((kernel and called[kernel], *rest) for kernel, *rest in tables.calls),
+        tuple((symbol, *each.ranges[symbol]) for symbol in code.symbols()),
+        arena.nbytes,
+        scratch_bytes(module, code, bounds),
+    )
+
+
+class _Weights:
+    """The file of weights: 64 bytes that identify it, then each tensor, aligned."""
+
+    def __init__(self) -> None:
+        self.nbytes = ALIGNMENT
+        self._offsets: dict[str, int] = {}
+        self._tensors: list[torch.Tensor] = []
+
+    def add(self, code: StraightCode, program: Program) -> list[int]:
+        """Offsets of the weights of an entry, in its order; weights of one name are kept once."""
+        names = program.weight_names
+        order = [names[n.name] for n in program.graph.nodes if n.op == "placeholder"
+                 and n.name in names]  # fmt: skip
+        stored = program.exported.state_dict
+        found = [self._place(name, stored[name]) for name in order]
+        for index, constant in enumerate(code.constants):
+            name = f"{code.name}.constant.{index}"
+            found.append(self._place(name, torch.from_numpy(constant.copy())))
+        return found
+
+    def _place(self, name: str, tensor: torch.Tensor) -> int:
+        if name not in self._offsets:
+            self._offsets[name] = self.nbytes
+            self._tensors.append(tensor.detach().contiguous())
+            self.nbytes += aligned(tensor.nbytes)
+        return self._offsets[name]
+
+    def _parts(self) -> Iterator[bytes]:
+        for tensor in self._tensors:
+            data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            yield data + bytes(-len(data) % ALIGNMENT)
+
+    def identity(self) -> bytes:
+        """``sparsify``, 24 spare bytes, and the SHA-256 of what follows."""
+        total = hashlib.sha256()
+        for part in self._parts():
+            total.update(part)
+        return b"sparsify".ljust(ALIGNMENT - 32, b"\0") + total.digest()
+
+    def write(self, path: Path) -> None:
+        _replace(path, b"".join((self.identity(), *self._parts())))
+
+
+def _write_sources(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+    loader = jinja2.FileSystemLoader(_HERE / "templates")
+    templates = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for template in templates.list_templates():
+        if template == "model_weights.S.j2" and not facts["elf"]:
+            continue
+        file = template.removesuffix(".j2").replace("model", name)
+        _replace(folder / file, templates.get_template(template).render(facts).encode())
+    for source in (*sorted((_HERE / "runtime").iterdir()), _POOL / "pool.c", _POOL / "wait.h"):
+        shutil.copyfile(source, folder / source.name)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+__all__ = ["ExportError", "ExportedEntry", "write_archive"]

@@ -1,0 +1,250 @@
+/* Runs a model's tables: checks what the caller gives, then calls kernel after kernel.
+ *
+ * Nothing is allocated. Kernels get their tensors as DLPack's DLTensor, in TVM's calling
+ * convention; what TVM's own runtime would give them is at the end of this file. */
+
+#include "sparsify.h"
+
+#include <string.h>
+
+#include "launch.h"
+
+#ifndef SPARSIFY_SCRATCH_BYTES
+#define SPARSIFY_SCRATCH_BYTES 16384
+#endif
+
+typedef struct {
+  void *data;
+  int32_t device_type, device_id;
+  int32_t dims;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+} Tensor;
+
+enum { MAX_OPERANDS = 32, CPU = 1, ANY_INTEGER = 1, ANY_TENSOR = 7 };
+
+static const struct {
+  uint8_t code, bits; /* DLPack's */
+} types[] = {
+    [SPARSIFY_FLOAT32] = {2, 32}, [SPARSIFY_FLOAT64] = {2, 64}, [SPARSIFY_FLOAT16] = {2, 16},
+    [SPARSIFY_BFLOAT16] = {4, 16}, [SPARSIFY_INT64] = {0, 64},  [SPARSIFY_INT32] = {0, 32},
+    [SPARSIFY_INT16] = {0, 16},   [SPARSIFY_INT8] = {0, 8},     [SPARSIFY_UINT8] = {1, 8},
+    [SPARSIFY_BOOL] = {6, 8},
+};
+
+size_t sparsify_item_bytes(sparsify_dtype dtype) { return types[dtype].bits / 8; }
+
+static _Thread_local _Alignas(SPARSIFY_ALIGNMENT) uint8_t scratch[SPARSIFY_SCRATCH_BYTES];
+static _Thread_local size_t scratch_used;
+
+/* ---- errors ---- */
+
+static _Thread_local char message[256];
+
+const char *sparsify_last_error(void) { return message; }
+char *sparsify_message(void) { return message; }
+
+static void append(const char *text) {
+  size_t used = strlen(message), length = strlen(text), room = sizeof message - 1 - used;
+  if (length > room) length = room;
+  memcpy(message + used, text, length);
+  message[used + length] = 0;
+}
+
+static int fail(int status, const char *what, const char *name, const char *why) {
+  message[0] = 0;
+  append(what);
+  if (name) {
+    append(" '");
+    append(name);
+    append("'");
+  }
+  append(why);
+  return status;
+}
+
+/* A kernel's refusal: the parts make the message. */
+void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
+void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count) {
+  message[0] = 0;
+  append(kind);
+  append(": ");
+  for (int32_t i = 0; i < count; ++i) append(parts[i]);
+}
+
+/* ---- checks ---- */
+
+static int misaligned(const void *address) { return (uintptr_t)address % SPARSIFY_ALIGNMENT != 0; }
+
+int sparsify_check_weights(const void *weights, size_t bytes, const void *identity,
+                           size_t expected_bytes) {
+  if (!weights) return fail(SPARSIFY_NULL, "the weights", NULL, " are null");
+  if (misaligned(weights)) return fail(SPARSIFY_MISALIGNED, "the weights", NULL, " are misaligned");
+  if (bytes < expected_bytes)
+    return fail(SPARSIFY_WRONG_SIZE, "the weights", NULL, " are too short: a damaged file?");
+  if (memcmp(weights, identity, SPARSIFY_ALIGNMENT) != 0)
+    return fail(SPARSIFY_WRONG_WEIGHTS, "the weights", NULL, " are those of another model");
+  return SPARSIFY_OK;
+}
+
+static int64_t size_of(int32_t size, const int64_t *computed) {
+  return size >= 0 ? size : computed[-1 - size];
+}
+
+static int check_memory(const sparsify_tensor *tensor, const sparsify_spec *spec,
+                        const char *what) {
+  size_t bytes = sparsify_item_bytes(spec->dtype);
+  for (int d = 0; d < spec->dims; ++d) bytes *= (size_t)tensor->shape[d];
+  if (!tensor->data) return fail(SPARSIFY_NULL, what, spec->name, " is null");
+  if (misaligned(tensor->data))
+    return fail(SPARSIFY_MISALIGNED, what, spec->name, " is misaligned");
+  if (tensor->bytes < bytes)
+    return fail(SPARSIFY_WRONG_SIZE, what, spec->name, " has fewer bytes than its shape takes");
+  return SPARSIFY_OK;
+}
+
+static int check(const sparsify_entry *entry, const sparsify_tensor *inputs,
+                 sparsify_tensor *outputs, int64_t *computed) {
+  for (int i = 0; i < entry->input_count; ++i) {
+    const sparsify_spec *spec = &entry->inputs[i];
+    for (int d = 0; d < spec->dims; ++d)
+      if (inputs[i].shape[d] < spec->least[d] || inputs[i].shape[d] > spec->most[d])
+        return fail(SPARSIFY_WRONG_SHAPE, "input", spec->name, " has a size out of its range");
+  }
+  entry->compute(inputs, computed);
+  for (int i = 0; i < entry->input_count; ++i) {
+    const sparsify_spec *spec = &entry->inputs[i];
+    const int32_t *sizes = entry->sizes + entry->values[i].shape;
+    for (int d = 0; d < spec->dims; ++d)
+      if (inputs[i].shape[d] != size_of(sizes[d], computed))
+        return fail(SPARSIFY_WRONG_SHAPE, "input", spec->name,
+                    " has a size that differs from another input's");
+    int status = check_memory(&inputs[i], spec, "input");
+    if (status) return status;
+  }
+  for (int i = 0; i < entry->output_count; ++i) {
+    const sparsify_spec *spec = &entry->outputs[i];
+    const int32_t *sizes = entry->sizes + entry->values[entry->input_count + i].shape;
+    for (int d = 0; d < spec->dims; ++d) outputs[i].shape[d] = size_of(sizes[d], computed);
+    int status = check_memory(&outputs[i], spec, "output");
+    if (status) return status;
+  }
+  return SPARSIFY_OK;
+}
+
+/* ---- the run ---- */
+
+typedef struct {
+  const sparsify_entry *entry;
+  const uint8_t *weights;
+  const sparsify_tensor *inputs;
+  sparsify_tensor *outputs;
+  uint8_t *arena;
+  int64_t computed[SPARSIFY_MAX_COMPUTED];
+} Run;
+
+static void *address(const Run *run, const sparsify_value *value) {
+  switch (value->where) {
+    case SPARSIFY_IN_INPUT: return run->inputs[value->index].data;
+    case SPARSIFY_IN_OUTPUT: return run->outputs[value->index].data;
+    case SPARSIFY_IN_ARENA: return run->arena + (size_t)value->index * SPARSIFY_ALIGNMENT;
+    default: /* kernels only read weights */
+      return (void *)(uintptr_t)(run->weights + (size_t)value->index * SPARSIFY_ALIGNMENT);
+  }
+}
+
+static void copy(const Run *run, const uint16_t *operands) {
+  const sparsify_value *from = &run->entry->values[operands[0]];
+  size_t bytes = sparsify_item_bytes((sparsify_dtype)from->dtype);
+  for (int d = 0; d < from->dims; ++d)
+    bytes *= (size_t)size_of(run->entry->sizes[from->shape + d], run->computed);
+  memcpy(address(run, &run->entry->values[operands[1]]), address(run, from), bytes);
+}
+
+static int32_t call(const Run *run, const sparsify_call *step) {
+  const uint16_t *operands = run->entry->operands + step->first;
+  sparsify_any arguments[MAX_OPERANDS], result;
+  Tensor tensors[MAX_OPERANDS];
+  int64_t shapes[MAX_OPERANDS][SPARSIFY_MAX_DIMS];
+  if (!step->kernel) {
+    copy(run, operands);
+    return 0;
+  }
+  memset(arguments, 0, sizeof arguments);
+  memset(&result, 0, sizeof result);
+  for (int i = 0; i < step->count; ++i) {
+    int32_t type = ANY_TENSOR;
+    if (operands[i] & SPARSIFY_SIZE) {
+      int32_t size = run->entry->sizes[operands[i] & ~SPARSIFY_SIZE];
+      type = ANY_INTEGER;
+      arguments[i].value.integer = size_of(size, run->computed);
+    } else {
+      const sparsify_value *value = &run->entry->values[operands[i]];
+      for (int d = 0; d < value->dims; ++d)
+        shapes[i][d] = size_of(run->entry->sizes[value->shape + d], run->computed);
+      tensors[i] = (Tensor){.data = address(run, value),
+                            .device_type = CPU,
+                            .dims = value->dims,
+                            .code = types[value->dtype].code,
+                            .bits = types[value->dtype].bits,
+                            .lanes = 1,
+                            .shape = shapes[i]};
+      arguments[i].value.pointer = &tensors[i];
+    }
+    arguments[i].type = type;
+  }
+  return step->kernel(NULL, arguments, step->count, &result);
+}
+
+int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsify_tensor *inputs,
+                 sparsify_tensor *outputs, void *workspace, size_t workspace_bytes) {
+  Run run = {entry, weights, inputs, outputs, workspace, {0}};
+  if (!weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, " was not initialised");
+  if (!inputs || !outputs) return fail(SPARSIFY_NULL, "inputs or outputs", NULL, " are null");
+  if (!workspace && entry->workspace_bytes)
+    return fail(SPARSIFY_NULL, "the workspace", NULL, " is null");
+  if (misaligned(workspace))
+    return fail(SPARSIFY_MISALIGNED, "the workspace", NULL, " is misaligned");
+  if (workspace_bytes < entry->workspace_bytes)
+    return fail(SPARSIFY_WRONG_SIZE, "the workspace", NULL, " is too small");
+  if (SPARSIFY_SCRATCH_BYTES < entry->scratch_bytes)
+    return fail(SPARSIFY_SMALL_SCRATCH, "SPARSIFY_SCRATCH_BYTES", NULL,
+                " is smaller than this model needs; build sparsify.c with the model's own value");
+  int status = check(entry, inputs, outputs, run.computed);
+  if (status) return status;
+  scratch_used = 0; /* a kernel that failed gave nothing back */
+  for (int i = 0; i < entry->call_count; ++i)
+    if (call(&run, &entry->calls[i]) != 0) return SPARSIFY_KERNEL_FAILED;
+  return SPARSIFY_OK;
+}
+
+/* ---- what kernels expect of a runtime ---- */
+
+/* Blocks are given back in the reverse order. */
+static void *take_scratch(int device_type, int device, uint64_t bytes, int code, int bits) {
+  (void)device_type, (void)device, (void)code, (void)bits;
+  size_t rounded =
+      ((size_t)bytes + SPARSIFY_ALIGNMENT - 1) / SPARSIFY_ALIGNMENT * SPARSIFY_ALIGNMENT;
+  if (rounded > sizeof scratch - scratch_used) {
+    fail(SPARSIFY_SMALL_SCRATCH, "SPARSIFY_SCRATCH_BYTES", NULL, " is too small for a kernel");
+    return NULL;
+  }
+  scratch_used += rounded;
+  return scratch + scratch_used - rounded;
+}
+
+static int give_scratch(int device_type, int device, void *block) {
+  (void)device_type, (void)device;
+  scratch_used = (size_t)((uint8_t *)block - scratch);
+  return 0;
+}
+
+/* Kernels reach these through pointers by TVM's names. */
+extern int (*__TVMBackendParallelLaunch)(sparsify_task *, void *, int);
+extern void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int);
+extern int (*__TVMBackendFreeWorkspace)(int, int, void *);
+int (*__TVMBackendParallelLaunch)(sparsify_task *, void *, int) = sparsify_launch;
+void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = take_scratch;
+int (*__TVMBackendFreeWorkspace)(int, int, void *) = give_scratch;

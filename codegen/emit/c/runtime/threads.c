@@ -1,0 +1,31 @@
+/* Parallel loops on the thread pool of pool.c; one thread until sparsify_set_threads. */
+
+#include <string.h>
+
+#include "launch.h"
+#include "sparsify.h"
+
+int sparsify_pool_launch(sparsify_task *run, void *closure, int tasks);
+void sparsify_pool_set_default(int threads);
+int sparsify_pool_max_threads(void);
+void sparsify_pool_set_error_functions(void (*take)(void **), void (*raise)(void *),
+                                       int (*release)(void *));
+
+/* A worker's message, carried to the thread that launched. */
+static void take(void **error) { *error = sparsify_message(); }
+static void carry(void *error) { strcpy(sparsify_message(), error); }
+static int release(void *error) {
+  (void)error;
+  return 0;
+}
+
+int sparsify_launch(sparsify_task *run, void *closure, int tasks) {
+  return sparsify_pool_launch(run, closure, tasks);
+}
+
+int sparsify_set_threads(int threads) {
+  if (threads < 1 || threads > sparsify_pool_max_threads()) return SPARSIFY_WRONG_SIZE;
+  sparsify_pool_set_error_functions(take, carry, release);
+  sparsify_pool_set_default(threads);
+  return SPARSIFY_OK;
+}

@@ -1,0 +1,187 @@
+"""A lowered entry as straight-line code: calls of kernels on tensors whose places are known.
+
+    t = call_tir(to_lanes, (x,))            calls  to_lanes(input 0, arena 0)
+    u = call_tir(linear, (t, w))        ->         linear(arena 0, weight 0, output 0)
+    y = reshape(u, (b, s, 8))               (a reshape is another view of the same place)
+
+Sizes stay symbols: the kernels take them at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import GenericConst
+
+Extent = Any
+"""A size: a TIR expression over the entry's symbols."""
+
+Where = Literal["input", "output", "weight", "arena"]
+
+
+class ExportError(ValueError):
+    """A program cannot become C; says which operator or tensor, and why."""
+
+
+@dataclass(eq=False)
+class Storage:
+    """Memory of one tensor: the caller's, a weight's, or a part of the arena.
+
+    Attributes:
+        index: position among the places of this kind.
+    """
+
+    where: Where
+    index: int
+
+
+@dataclass(frozen=True)
+class View:
+    """Memory seen as a tensor."""
+
+    storage: Storage
+    dtype: str
+    shape: tuple[Extent, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel's call: tensors and sizes in the order of its parameters.
+
+    A call of no kernel copies its first tensor to its second.
+    """
+
+    kernel: str | None
+    operands: tuple[View | Extent, ...]
+
+
+@dataclass
+class StraightCode:
+    """An entry's code.
+
+    Attributes:
+        name: the entry's.
+        inputs, weights, outputs: in the order of the program.
+        constants: values of weights past those of the program: what TVM folded.
+        calls: in order.
+    """
+
+    name: str
+    inputs: list[View] = field(default_factory=list)
+    weights: list[View] = field(default_factory=list)
+    outputs: list[View] = field(default_factory=list)
+    constants: list[np.ndarray] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+
+    def symbols(self) -> dict[str, tirx.Var]:
+        """The sizes that inputs bring, by name."""
+        extents = [extent for view in self.inputs for extent in view.shape]
+        return {extent.name: extent for extent in extents if isinstance(extent, tvm.ir.Var)}
+
+    def kernels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(call.kernel for call in self.calls if call.kernel))
+
+
+def straighten(module: tvm.IRModule, name: str) -> StraightCode:
+    """The function ``name`` of a module after `sparsify.codegen.build.kernel_passes`.
+
+    Raises:
+        ExportError: something in it is no kernel call.
+    """
+    return _Walk(module[name], name).run()
+
+
+class _Walk:
+    def __init__(self, function: relax.Function, name: str) -> None:
+        self.function = function
+        self.code = StraightCode(name)
+        self.known: dict[Any, Any] = {}
+        """Views, tuples of them, by variable."""
+        self.in_arena = 0
+
+    def run(self) -> StraightCode:
+        inputs = int(self.function.attrs["num_input"])
+        for position, parameter in enumerate(self.function.params):
+            given = self.code.inputs if position < inputs else self.code.weights
+            where: Where = "input" if position < inputs else "weight"
+            view = self._view(Storage(where, len(given)), parameter.ty)
+            given.append(view)
+            self.known[parameter] = view
+        for block in self.function.body.blocks:
+            for binding in block.bindings:
+                self.known[binding.var] = self._value(binding.var, binding.value)
+        self._return(self._operand(self.function.body.body))
+        return self.code
+
+    def _value(self, variable: Any, value: Any) -> Any:
+        if isinstance(value, relax.Call):
+            operator = getattr(value.op, "name", str(value.op))
+            if operator == "relax.call_tir":
+                return self._call(variable, value)
+            if operator == "relax.reshape":
+                source = self._operand(value.args[0])
+                return self._view(source.storage, variable.ty)
+            raise ExportError(
+                f"entry {self.code.name!r}: {operator} needs TVM's runtime, which exported C does "
+                "not have; rewrite the model without the operator that it comes from"
+            )
+        return self._operand(value)
+
+    def _call(self, variable: Any, call: Any) -> Any:
+        kernel, given, *sizes = call.args
+        operands = [self._operand(operand) for operand in given.fields]
+        types = variable.ty.fields if isinstance(variable.ty, tvm.ir.TupleType) else [variable.ty]
+        results = []
+        for type_ in types:
+            results.append(self._view(Storage("arena", self.in_arena), type_))
+            self.in_arena += 1
+        extra = sizes[0].values if sizes else ()
+        self.code.calls.append(Call(kernel.name_hint, (*operands, *results, *extra)))
+        return results[0] if not isinstance(variable.ty, tvm.ir.TupleType) else tuple(results)
+
+    def _operand(self, value: Any) -> Any:
+        if value in self.known:
+            return self.known[value]
+        if isinstance(value, GenericConst):
+            return self._constant(value)
+        if isinstance(value, relax.TupleGetItem):
+            return self._operand(value.tuple_value)[value.index]
+        if isinstance(value, tvm.ir.Tuple):
+            return tuple(self._operand(part) for part in value.fields)
+        if isinstance(value.ty, tvm.ir.PrimType):
+            return value
+        raise ExportError(
+            f"entry {self.code.name!r}: {type(value).__name__} cannot be an operand of a kernel"
+        )
+
+    def _constant(self, value: Any) -> View:
+        view = self._view(Storage("weight", len(self.code.weights)), value.ty)
+        self.code.weights.append(view)
+        self.code.constants.append(value.value.numpy())
+        self.known[value] = view
+        return view
+
+    def _view(self, storage: Storage, type_: Any) -> View:
+        if not isinstance(type_, relax.TensorType) or not isinstance(type_.shape, relax.ShapeExpr):
+            raise ExportError(
+                f"entry {self.code.name!r}: a value of type {type_} has no known shape, so no "
+                "place can be planned for it"
+            )
+        return View(storage, str(type_.dtype), tuple(type_.shape.values))
+
+    def _return(self, results: Any) -> None:
+        """Makes results' places the caller's, or copies what cannot be: weights, inputs, twins."""
+        views: Sequence[View] = results if isinstance(results, tuple) else (results,)
+        for index, view in enumerate(views):
+            if view.storage.where == "arena":
+                view.storage.where, view.storage.index = "output", index
+                self.code.outputs.append(view)
+            else:
+                output = View(Storage("output", index), view.dtype, view.shape)
+                self.code.calls.append(Call(None, (view, output)))
+                self.code.outputs.append(output)

@@ -1,0 +1,191 @@
+"""Straight-line code as the tables of runtime/sparsify.h."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.ir.prim import expr as prim
+
+from sparsify.codegen.emit.c.arena import ALIGNMENT, Arena, Bounds
+from sparsify.codegen.emit.c.straight import Call, ExportError, Extent, StraightCode, View
+
+MAX_DIMS, MAX_COMPUTED, MAX_OPERANDS, _SIZE = 6, 64, 32, 0x8000
+"""Limits of sparsify.h and sparsify.c, and the mark of an operand that is a size."""
+
+_WHERE = {"input": "INPUT", "output": "OUTPUT", "weight": "WEIGHTS", "arena": "ARENA"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An input or output as the header tells it."""
+
+    name: str
+    dtype: str
+    least: tuple[int, ...]
+    most: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Initialisers of an entry's tables, as C text; see sparsify.h.
+
+    Attributes:
+        bindings: ``(symbol, where an input brings it)``.
+        computed: expressions of the sizes that are known at run time only.
+    """
+
+    inputs: tuple[Spec, ...]
+    outputs: tuple[Spec, ...]
+    values: tuple[str, ...]
+    sizes: tuple[int, ...]
+    operands: tuple[int, ...]
+    calls: tuple[tuple[str | None, int, int], ...]
+    bindings: tuple[tuple[str, str], ...]
+    computed: tuple[str, ...]
+
+
+class _Pool:
+    """A list in which runs of items are kept once."""
+
+    def __init__(self) -> None:
+        self.items: list[int] = []
+        self._known: dict[tuple[int, ...], int] = {}
+
+    def add(self, run: Iterable[int]) -> int:
+        run = tuple(run)
+        if run not in self._known:
+            self._known[run] = len(self.items)
+            self.items.extend(run)
+        return self._known[run]
+
+
+class Tabulator:
+    """Builds an entry's tables.
+
+    Args:
+        weights: offset in bytes of each weight in the file.
+    """
+
+    def __init__(
+        self, code: StraightCode, bounds: Bounds, arena: Arena, weights: Sequence[int]
+    ) -> None:
+        self.code, self.bounds, self.arena, self.weights = code, bounds, arena, weights
+        self._computed: dict[str, int] = {}
+        self._sizes, self._operands = _Pool(), _Pool()
+        self._values: dict[str, int] = {}
+
+    def tables(
+        self,
+        input_names: Sequence[str],
+        output_names: Sequence[str],
+        least: Mapping[str, int],
+    ) -> Tables:
+        """Args:
+        least: the smallest value of each symbol.
+        """
+        for view in (*self.code.inputs, *self.code.outputs):
+            self._value(view, shared=False)
+        calls = tuple(self._call(call) for call in self.code.calls)
+        if len(self._computed) > MAX_COMPUTED:
+            raise ExportError(
+                f"entry {self.code.name!r}: {len(self._computed)} different sizes depend on the "
+                f"inputs, at most {MAX_COMPUTED} can; compile with dynamic_shapes=None"
+            )
+        smallest = Bounds(self.code, least)
+        return Tables(
+            tuple(self._specs(input_names, self.code.inputs, smallest)),
+            tuple(self._specs(output_names, self.code.outputs, smallest)),
+            tuple(self._values),
+            tuple(self._sizes.items) or (0,),
+            tuple(self._operands.items) or (0,),
+            calls,
+            self._bindings(),
+            tuple(self._computed),
+        )
+
+    def _specs(self, names: Sequence[str], views: Sequence[View], smallest: Bounds) -> Any:
+        for name, view in zip(names, views, strict=True):
+            extents = ", ".join(map(c_expression, view.shape))
+            text = f"{view.dtype} [{extents}]"
+            yield Spec(name, view.dtype, smallest.shape(view), self.bounds.shape(view), text)
+
+    def _bindings(self) -> tuple[tuple[str, str], ...]:
+        found: dict[str, str] = {}
+        for index, view in enumerate(self.code.inputs):
+            for dim, extent in enumerate(view.shape):
+                if isinstance(extent, tvm.ir.Var):
+                    found.setdefault(extent.name, f"inputs[{index}].shape[{dim}]")
+        return tuple(found.items())
+
+    def _call(self, call: Call) -> tuple[str | None, int, int]:
+        if len(call.operands) > MAX_OPERANDS:
+            raise ExportError(f"kernel {call.kernel}: {len(call.operands)} operands, at most 32")
+        run = [
+            self._value(operand)
+            if isinstance(operand, View)
+            else _SIZE | self._sizes.add([self._size(operand)])
+            for operand in call.operands
+        ]
+        return call.kernel, self._operands.add(run), len(run)
+
+    def _value(self, view: View, *, shared: bool = True) -> int:
+        if len(view.shape) > MAX_DIMS:
+            raise ExportError(
+                f"entry {self.code.name!r}: a tensor of {len(view.shape)} dimensions; "
+                f"exported C takes {MAX_DIMS} at most"
+            )
+        where, index = view.storage.where, view.storage.index
+        if where == "weight":
+            index = self.weights[index] // ALIGNMENT
+        elif where == "arena":
+            index = self.arena.offsets[index] // ALIGNMENT
+        shape = self._sizes.add(map(self._size, view.shape))
+        text = (
+            f"{{SPARSIFY_IN_{_WHERE[where]}, SPARSIFY_{view.dtype.upper()}, {len(view.shape)}, "
+            f"{shape}, {index}}}"
+        )
+        if not shared:  # its place tells which input or output it is
+            text += f" /* {where} {view.storage.index} */"
+        return self._values.setdefault(text, len(self._values))
+
+    def _size(self, extent: Extent) -> int:
+        if isinstance(extent, tirx.IntImm):
+            if not 0 <= extent.value < 1 << 31:
+                raise ExportError(f"entry {self.code.name!r}: a size of {extent.value}")
+            return int(extent.value)
+        place = self._computed.setdefault(c_expression(extent), len(self._computed))
+        return -1 - place
+
+
+_OPERATORS = {
+    prim.Add: "({} + {})",
+    prim.Sub: "({} - {})",
+    prim.Mul: "({} * {})",
+    prim.FloorDiv: "sparsify_floordiv({}, {})",
+    prim.FloorMod: "sparsify_floormod({}, {})",
+    prim.Min: "sparsify_min({}, {})",
+    prim.Max: "sparsify_max({}, {})",
+}
+
+
+def c_expression(extent: Extent) -> str:
+    """A size as C.
+
+    Raises:
+        ExportError: an operation that sizes do not have.
+    """
+    if isinstance(extent, tirx.IntImm):
+        return str(int(extent.value))
+    if isinstance(extent, tvm.ir.Var):
+        return str(extent.name)
+    if isinstance(extent, prim.Cast):
+        return c_expression(extent.value)
+    form = _OPERATORS.get(type(extent))
+    if form is None:
+        raise ExportError(f"a size is computed as {extent}, which has no C form")
+    return form.format(c_expression(extent.a), c_expression(extent.b))

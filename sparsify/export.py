@@ -1,0 +1,147 @@
+"""Programs to other homes than this process: bound to the target, checked, and written out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx.experimental.symbolic_shapes import optimization_hint
+from torch.utils import _pytree
+from torch.utils._sympy.numbers import int_oo
+
+from sparsify.contracts import PassContext
+from sparsify.passes import parse_pipeline, run_pipeline
+from sparsify.plan import Plan
+from sparsify.program import Program, ProgramSet
+
+if TYPE_CHECKING:
+    from sparsify.codegen.emit.c.archive import ExportedEntry
+
+Sizes = Mapping[str, Sequence[int]]
+"""Input name -> the largest shape that the input may have."""
+
+
+def export_c(
+    portable: ProgramSet,
+    folder: Path,
+    *,
+    target: str,
+    pipeline: str,
+    name: str = "model",
+    largest: Sizes | None = None,
+) -> None:
+    """Writes a folder of C for a target; see `sparsify.CompiledModel.export_c`."""
+    from sparsify.codegen.cost import CpuCostModel
+    from sparsify.codegen.emit.c.archive import write_archive
+    from sparsify.codegen.support import unsupported_reason
+    from sparsify.codegen.target import Target
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"export_c: name {name!r} must be a C identifier in lower case")
+    chosen = Target.parse(target)
+    chosen.tvm()  # refuses a wrong CPU before the passes run
+    context = PassContext(
+        cost=CpuCostModel(chosen, 1),
+        target=chosen.name,
+        unsupported=unsupported_reason,
+    )
+    result = run_pipeline(portable, parse_pipeline(pipeline), context)
+    for decision in result.decisions:
+        if decision.verdict == "unsupported":
+            raise ValueError(
+                f"export_c: {decision.site} of shape {decision.shape} cannot be compiled: "
+                f"{decision.reason}; exported C has no PyTorch that could run it, so replace it"
+            )
+    bound = result.programs
+    entries = {program.name: _entry(program, largest or {}) for program in bound}
+    write_archive(folder, entries, chosen, name=name, about=", ".join(bound.names))
+
+
+def _entry(program: Program, largest: Sizes) -> ExportedEntry:
+    from sparsify.codegen.emit.c.archive import ExportedEntry
+
+    state = ", ".join(node.name for node in program.state())
+    if state:
+        raise ValueError(
+            f"export_c: entry {program.name!r} changes {state} in place; exported C takes inputs "
+            "that stay as they are"
+        )
+    plan = Plan.of(program)
+    if len(plan.regions) != 1 or plan.regions[0].kind != "compiled":
+        kinds = ", ".join(f"{region.name} ({region.kind})" for region in plan.regions)
+        raise ValueError(
+            f"export_c: entry {program.name!r} runs in the parts {kinds or 'none'}; exported C has "
+            "no PyTorch, so all must be compiled in one piece"
+        )
+    region = plan.regions[0]
+    names = [output.name for output in plan.outputs]
+    lost = [i for i, name in enumerate(names) if name not in region.outputs]
+    if lost:
+        raise ValueError(
+            f"export_c: entry {program.name!r}: result {lost[0]} is an input, a weight or a number "
+            "that nothing computes; return it outside of the model"
+        )
+    titles = dict(zip(names, _result_names(program), strict=True))
+    return ExportedEntry(
+        region.program,
+        tuple(map(_c_name, region.inputs)),
+        tuple(titles[name] or f"output_{i}" for i, name in enumerate(region.outputs)),
+        _ranges(program, largest),
+    )
+
+
+def _ranges(program: Program, largest: Sizes) -> dict[str, tuple[int, int]]:
+    """Least and most of each size, the most from ``largest``, else from the example inputs."""
+    ranges: dict[str, tuple[int, int]] = {}
+    inputs = {node.name: node for node in program.user_inputs()}
+    unknown = sorted(set(largest) - set(inputs))
+    if unknown:
+        raise ValueError(
+            f"export_c: largest names {', '.join(unknown)}, but entry {program.name!r} takes "
+            f"{', '.join(inputs)}"
+        )
+    for name, node in inputs.items():
+        shape = node.meta["val"].shape
+        given = largest.get(name)
+        if given is not None and len(given) != len(shape):
+            raise ValueError(f"export_c: largest[{name!r}] {tuple(given)} needs {len(shape)} sizes")
+        for dim, extent in enumerate(shape):
+            if not isinstance(extent, torch.SymInt) or not extent.node.expr.is_symbol:
+                continue
+            symbol = extent.node.expr
+            allowed = program.exported.range_constraints[symbol]
+            least = max(1, int(allowed.lower))
+            known = ranges.get(str(symbol), (least, 0))[1]
+            most = given[dim] if given is not None else known or optimization_hint(extent, 0)
+            if given is None and not most:
+                raise ValueError(
+                    f"export_c: no example tells how large dim {dim} of input {name!r} can be; "
+                    f"say it: largest={{{name!r}: ...}}, or --largest {name}=..."
+                )
+            if most < least or (allowed.upper != int_oo and most > allowed.upper):
+                raise ValueError(
+                    f"export_c: dim {dim} of input {name!r} is {most} at most, but the model "
+                    f"takes {least} to {allowed.upper}"
+                )
+            ranges[str(symbol)] = (least, max(known, most) if given is None else most)
+    return ranges
+
+
+def _result_names(program: Program) -> list[str | None]:
+    """Names of the results where the model returns them by name."""
+    spec = program.exported.call_spec.out_spec
+    assert spec is not None
+    tree: Any = _pytree.tree_unflatten(range(spec.num_leaves), spec)
+    names: list[str | None] = []
+    for path, _ in _pytree.tree_flatten_with_path(tree)[0]:
+        keys = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        named = [key for key in keys if key]
+        names.append(_c_name("_".join(named)) if named else None)
+    return names
+
+
+def _c_name(text: str) -> str:
+    return re.sub(r"\W", "_", text).lower()
