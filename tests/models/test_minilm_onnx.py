@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -106,13 +107,23 @@ def test_every_shape_is_right(files: Files) -> None:
 
 def test_the_checker_and_the_reference_evaluator_agree(files: Files) -> None:
     from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class GatherElements(OpRun):  # type: ignore[misc]
+        """The package's own fails on more than 64 elements, as the model's token types are."""
+
+        op_domain = ""
+
+        def _run(self, data: Any, indices: Any, axis: int | None = None) -> tuple[Any]:
+            return (np.take_along_axis(data, indices, axis=axis or 0),)
 
     onnx.checker.check_model(files.path, full_check=True)
     inputs = tokens(2, 9)
     feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
     with torch.no_grad():
         expected = files.model(**inputs)
-    assert worst(ReferenceEvaluator(str(files.path)).run(None, feeds), expected) <= TOLERANCE
+    evaluator = ReferenceEvaluator(str(files.path), new_ops=[GatherElements])
+    assert worst(evaluator.run(None, feeds), expected) <= TOLERANCE
 
 
 def test_the_encoder_is_stored_sparse(files: Files) -> None:

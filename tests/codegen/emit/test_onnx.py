@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import sparsify
 from sparsify.codegen.emit.onnx import OnnxSummary, export
 from sparsify.codegen.emit.onnx.weights import smallest
 from sparsify.frontend.causal_lm import import_causal_lm
@@ -292,6 +293,24 @@ def test_large_models_have_their_weights_beside_them(
     onnx.checker.check_model(path, full_check=True)
     inputs = words(2, 5)
     assert error(run(path, *inputs)[0], ours.program.run(*inputs)["hidden"]) <= TOLERANCE
+
+
+def test_a_compiled_model_shows_the_decisions_for_its_target(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 8)).eval()
+    with torch.no_grad():
+        model[0].weight *= torch.rand_like(model[0].weight) > 0.9
+    compiled = sparsify.compile(model, (torch.randn(32, 48),), num_threads=1)
+    compiled.export_onnx(tmp_path / "model.onnx")
+    node = onnx.load(tmp_path / "model.onnx").graph.node[0]
+    shown = {entry.key.removeprefix("sparsify."): entry.value for entry in node.metadata_props}
+    assert (node.op_type, shown["target"]) == ("LinearBitmapBiasTanh", compiled.report.target)
+    decision = next(d for d in compiled.report.final() if d.site == "0")
+    assert (shown["verdict"], shown["layout"]) == (decision.verdict, decision.layout)
+    x = torch.randn(5, 48)
+    assert error(run(tmp_path / "model.onnx", x)[0], compiled(x)) <= TOLERANCE
+    with pytest.raises(ValueError, match="no entry 'decode', it has forward"):
+        compiled.export_onnx(tmp_path / "model.onnx", entry="decode")
 
 
 def fraction(density: float) -> Callable[[int, int], torch.Tensor]:
