@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sparsify.artefact.compilation import Compilation
 from sparsify.artefact.files import write
@@ -12,6 +13,9 @@ from sparsify.entry import Entry
 from sparsify.plan import Plan
 from sparsify.program import Program, ProgramSet
 from sparsify.report import Report
+
+if TYPE_CHECKING:
+    from sparsify.codegen.emit.onnx import OnnxSummary
 
 
 class CompiledModel:
@@ -107,6 +111,33 @@ class CompiledModel:
             ArtefactError: a type of the model's inputs or outputs cannot be named in a file.
         """
         write(self._compilation, path)
+
+    def export_onnx(
+        self, path: str | os.PathLike[str], *, standard: bool = False, entry: str | None = None
+    ) -> OnnxSummary:
+        """Writes the portable program as an ONNX file of opset 18.
+
+        Operators of ours are nodes of the domain ``sparsify`` whose function bodies are standard
+        operators: any ONNX Runtime runs the file. Weights are stored sparse, without loss. State
+        goes in and comes out as ``new_<name>``. Over 2 GB, weights are in ``<path>.data``.
+
+        Args:
+            standard: write no operators of ours, and dense weights.
+            entry: which of several entries.
+
+        Returns:
+            What was written: bytes, nodes, and how each weight was stored.
+
+        Raises:
+            ValueError: operators that ONNX does not have, all by name; or there are several
+                entries to choose from.
+            OSError: the place cannot be written; nothing is left there.
+            ModuleNotFoundError: onnx or onnxscript is not installed.
+        """
+        from sparsify.codegen.emit.onnx import export
+
+        name = (self._only_entry if entry is None else self.entry(entry)).name
+        return export(self.portable_programs[name], self.report, Path(path), standard=standard)
 
     def __repr__(self) -> str:
         entries = self._entries.values()

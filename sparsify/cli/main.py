@@ -11,6 +11,7 @@ from sparsify.cli.benchmark import benchmark
 from sparsify.cli.compile import compile_model
 from sparsify.cli.console import set_debug
 from sparsify.cli.explain import explain
+from sparsify.cli.export import export
 from sparsify.cli.generate import generate
 from sparsify.cli.listings import passes, targets
 from sparsify.cli.prune import prune
@@ -32,5 +33,5 @@ def options(
 
 
 app.command("compile")(compile_model)
-for _command in (analyze, benchmark, prune, generate, explain, targets, passes):
+for _command in (analyze, benchmark, prune, export, generate, explain, targets, passes):
     app.command()(_command)

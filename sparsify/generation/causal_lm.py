@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -17,6 +17,9 @@ from sparsify.generation.paged_cache import CacheShape, PagedCache
 from sparsify.generation.prompts import Prompts
 from sparsify.generation.sampling import Sampling
 from sparsify.report import Report
+
+if TYPE_CHECKING:
+    from sparsify.codegen.emit.onnx import OnnxSummary
 
 PREFILL, DECODE = "prefill", "decode"
 """Names of the two entry programs: many tokens of each sequence, and one."""
@@ -104,6 +107,17 @@ class CompiledCausalLM:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to one file, for `sparsify.load`; see `CompiledModel.save`."""
         self._model.save(path)
+
+    def export_onnx(
+        self, path: str | os.PathLike[str], *, standard: bool = False, entry: str = PREFILL
+    ) -> OnnxSummary:
+        """Writes an entry as ONNX, see `CompiledModel.export_onnx`.
+
+        ``prefill`` serves any number of new tokens, one included; ``decode`` takes just one. The
+        paged cache goes in as ``keys`` and ``values`` and comes out as ``new_keys`` and
+        ``new_values``.
+        """
+        return self._model.export_onnx(path, standard=standard, entry=entry)
 
     def new_cache(self, batch: int = 1, max_tokens: int | None = None) -> PagedCache:
         """An empty cache; ``max_tokens`` of a sequence are by default all that the model takes.

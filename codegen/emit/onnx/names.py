@@ -1,0 +1,145 @@
+"""Readable names: nodes after the modules they come from, dimensions after what they count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, OutputKind
+from torch.utils import _pytree
+
+from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS
+
+if TYPE_CHECKING:
+    from onnxscript import ir
+
+_TOKENS = ("x", "query", "key")
+"""Ports whose operand says in which module an operator stands."""
+
+_IMAGE = {2: "height", 3: "width"}
+
+
+def name_nodes(model: ir.Model) -> dict[ir.Node, str]:
+    """Names our nodes and their results after sites; others keep the names of ATen operators.
+
+    A node with a weight is named after its module, another (attention, say) after the module in
+    which the first operand was made, ``encoder.layer.0.attention.self/AttentionMask``.
+
+    Returns:
+        The site of each node of ours.
+    """
+    sites: dict[ir.Node, str] = {}
+    taken: dict[str, int] = {}
+    for node in model.graph:
+        node.name = (node.name or node.op_type).removeprefix("node_")
+        if node.domain == DOMAIN:
+            sites[node] = _own_site(node) or _parent_site(node, sites)
+            name = sites[node] if _own_site(node) else f"{sites[node]}/{node.op_type}".lstrip("/")
+            count = taken[name] = taken.get(name, -1) + 1
+            node.name = f"{name}_{count}" if count else name
+            if len(node.outputs) == 1:
+                node.outputs[0].name = node.name
+        node.metadata_props.clear()
+    return sites
+
+
+def _own_site(node: ir.Node) -> str:
+    """The module whose weight the node reads, or nothing."""
+    ports = ONNX_OPERATORS[node.op_type].inputs
+    for port, value in zip(ports, node.inputs, strict=True):
+        if port.constant or (port.name == "weight" and value.const_value is not None):
+            return value.name.partition(":")[0].removesuffix(".weight")
+    return ""
+
+
+def _parent_site(node: ir.Node, sites: dict[ir.Node, str]) -> str:
+    """The module in which the tokens were made that the node reads."""
+    ports = ONNX_OPERATORS[node.op_type].inputs
+    for port, value in zip(ports, node.inputs, strict=True):
+        maker = value.producer() if port.name in _TOKENS else None
+        if maker in sites:
+            return sites[maker].rpartition(".")[0] if _own_site(maker) else sites[maker]
+    return ""
+
+
+def name_outputs(model: ir.Model, exported: ExportedProgram, states: Sequence[str]) -> None:
+    """Names outputs after their place in what the model returns, ``last_hidden_state``.
+
+    Args:
+        exported: the program before its states became outputs.
+        states: those that follow the results; they become ``new_keys``, ``new_values``.
+    """
+    specs = exported.graph_signature.output_specs
+    user = [spec.arg for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
+    results = [
+        name
+        for name, argument in zip(_output_names(exported), user, strict=True)
+        if not isinstance(argument, ConstantArgument)
+    ]
+    names = [*results, *(f"new_{state}" for state in states)]
+    taken = {value.name for value in model.graph.inputs}
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        value.name = name if name not in taken else f"output_{name}"
+
+
+def _output_names(exported: ExportedProgram) -> list[str]:
+    spec = exported.call_spec.out_spec
+    assert spec is not None
+    tree = _pytree.tree_unflatten(range(spec.num_leaves), spec)
+    paths = [path for path, _ in _pytree.tree_flatten_with_path(tree)[0]]
+    names = ["_".join(map(_step, path)) for path in paths]
+    return [f"output_{n}" if n.isdigit() else n or "output" for n in names]
+
+
+def _step(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def name_dimensions(model: ir.Model) -> None:
+    """Renames symbols of shapes (``s43``) after the axis of the input that first has them."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, extent in enumerate(value.shape or ()):
+            symbol = getattr(extent, "value", None)
+            if symbol is not None and symbol not in names and symbol.isidentifier():
+                names[symbol] = _axis_name(value, axis, set(names.values()))
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    if names:
+        for value in _values(model):
+            _rename(value, pattern, names)
+
+
+def _axis_name(value: ir.Value, axis: int, taken: set[str]) -> str:
+    rank = len(value.shape)
+    if axis == 0:
+        name = "batch"
+    elif rank == 2 and value.dtype is not None and value.dtype.is_integer():
+        name = "sequence"
+    elif rank == 4 and axis in _IMAGE:
+        name = _IMAGE[axis]
+    else:
+        name = f"{value.name}_{axis}"
+    return name if name not in taken else f"{value.name}_{axis}"
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    for node in model.graph.all_nodes():
+        yield from node.outputs
+
+
+def _rename(value: ir.Value, symbols: re.Pattern[str], names: dict[str, str]) -> None:
+    from onnxscript import ir
+
+    if value.shape is not None:
+        value.shape = ir.Shape(
+            extent
+            if isinstance(extent, int) or extent.value is None
+            else ir.SymbolicDim(symbols.sub(lambda found: names[found[0]], extent.value))
+            for extent in value.shape
+        )

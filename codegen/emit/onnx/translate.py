@@ -1,0 +1,175 @@
+"""Calls of our operators become nodes of the domain ``sparsify``, one function for each family.
+
+``torch.onnx.export`` calls them with the arguments of the operator, tensors as ONNX values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsify import ops
+from sparsify.codegen.emit.onnx.state import APPENDED
+from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
+from sparsify.ops.onnx import attention as attentions
+from sparsify.ops.onnx import gated as gates
+from sparsify.ops.onnx import kv_cache as caches
+from sparsify.ops.onnx import linear as linears
+from sparsify.ops.onnx import norm as norms
+from sparsify.ops.onnx import rotary as rotaries
+
+Translation = Callable[..., Any]
+
+
+def emit(operator: OnnxOperator, inputs: Sequence[Any], **attributes: Any) -> Any:
+    """Adds a node to the graph that is being translated; its output or outputs."""
+    from onnxscript.values import Op, Opset
+
+    missing = operator.attributes.keys() ^ attributes.keys()
+    assert not missing and len(inputs) == len(operator.inputs), (operator.name, missing)
+    node = Op(Opset(DOMAIN, VERSION), operator.name, operator.op_schema())
+    return node(*inputs, **attributes)
+
+
+def translations() -> dict[Any, Translation]:
+    """``custom_translation_table`` of ``torch.onnx.export``."""
+    table = {ops.OPERATORS[name].overload: function for name, function in _TRANSLATIONS.items()}
+    return {**table, APPENDED: _kv_append}
+
+
+def _sparse_linear(
+    x: Any,
+    weight: Sequence[Any],
+    layout: str,
+    out_features: int,
+    in_features: int,
+    bias: Any = None,
+    activation: str = "none",
+    residual: Any = None,
+    lanes: bool = False,
+) -> Any:
+    assert not lanes
+    storage: linears.Storage = "dense" if layout == "dense" else "csr"
+    return emit(
+        linears.linear(storage, activation, bias is not None, residual is not None),
+        [x, *weight, *(value for value in (bias, residual) if value is not None)],
+        in_features=in_features,
+        out_features=out_features,
+        storage=storage,
+        activation=activation,
+    )
+
+
+def _fused_norm(
+    x: Any, weight: Any, bias: Any, epsilon: float, kind: str = "layer", lanes: bool = False
+) -> Any:
+    assert not lanes
+    scale = _vector(x, 1.0) if weight is None else weight
+    if kind == "rms":
+        return emit(norms.RMS, [x, scale], epsilon=epsilon)
+    shift = _vector(x, 0.0) if bias is None else bias
+    return emit(norms.LAYER, [x, scale, shift], epsilon=epsilon)
+
+
+def _vector(x: Any, value: float) -> Any:
+    """A constant for each feature of ``x``."""
+    import onnxscript
+
+    array = np.full(int(x.shape[-1]), value, np.float32)
+    return onnxscript.opset18.Constant(value=onnxscript.ir.tensor(array))
+
+
+def _fused_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    offsets: Sequence[int],
+    scale: float,
+    causal: bool = False,
+    extents: Sequence[int] = (),
+) -> Any:
+    import onnxscript
+
+    assert not extents
+    kind: attentions.Mask = "none"
+    if mask is not None:
+        kind = "mask" if mask.dtype == onnxscript.ir.DataType.BOOL else "bias"
+    return emit(
+        attentions.attention(kind, causal),
+        [query, key, value, *(() if mask is None else (mask,))],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        offsets=list(offsets),
+        scale=scale,
+    )
+
+
+def _rotary(x: Any, cos: Any, sin: Any, heads: int, head_dim: int, lanes: bool = False) -> Any:
+    assert not lanes
+    return emit(rotaries.ROTARY, [x, cos, sin], heads=heads, head_dim=head_dim)
+
+
+def _gated(x: Any, activation: str, lanes: bool = False) -> Any:
+    assert not lanes
+    return emit(gates.gated(activation), [x], activation=activation)
+
+
+def _kv_append(
+    keys: Any,
+    values: Any,
+    key: Any,
+    value: Any,
+    pages: Any,
+    starts: Any,
+    counts: Any,
+    layer: int,
+    offsets: Sequence[int],
+) -> Any:
+    inputs = [keys, values, key, value, pages, starts, counts]
+    return emit(caches.APPEND, inputs, layer=layer, offsets=list(offsets))
+
+
+def _paged_attention(
+    query: Any,
+    keys: Any,
+    values: Any,
+    pages: Any,
+    lengths: Any,
+    counts: Any,
+    layer: int,
+    heads: int,
+    offset: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    extents: Sequence[int] = (),
+) -> Any:
+    assert not extents
+    cap = {"softcap": softcap} if softcap else {}
+    return emit(
+        caches.paged_attention(bool(softcap)),
+        [query, keys, values, pages, lengths, counts],
+        layer=layer,
+        heads=heads,
+        offset=offset,
+        scale=scale,
+        window=window,
+        **cap,
+    )
+
+
+_TRANSLATIONS: dict[str, Translation] = {
+    "sparse_linear": _sparse_linear,
+    "fused_norm": _fused_norm,
+    "fused_attention": _fused_attention,
+    "rotary": _rotary,
+    "gated": _gated,
+    "paged_attention": _paged_attention,
+}

@@ -1,0 +1,16 @@
+"""The ONNX domain ``sparsify``, version 1: every operator of ours as standard operators.
+
+One file a family. `ONNX_OPERATORS` is the whole domain: names, inputs in order, attributes,
+outputs and function bodies, which exporters write and a library of kernels serves.
+"""
+
+from sparsify.ops.onnx import attention, gated, kv_cache, lanes, linear, norm, rotary
+from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
+
+_FAMILIES = (linear, norm, attention, rotary, gated, kv_cache, lanes)
+
+ONNX_OPERATORS: dict[str, OnnxOperator] = {
+    operator.name: operator for family in _FAMILIES for operator in family.KINDS
+}
+
+__all__ = ["DOMAIN", "ONNX_OPERATORS", "OPSET", "VERSION", "OnnxOperator", "Port"]
