@@ -85,22 +85,24 @@ class FromTiles:
     Attributes:
         vectors: widest tile.
         residual: whether there is one.
+        spare: features of a tile before the first.
     """
 
     isa: Isa
     vectors: int
-    activation: str
-    residual: bool
+    activation: str = "none"
+    residual: bool = False
+    spare: int = 1
 
     @property
     def name(self) -> str:
-        name = f"from_tiles_{self.isa.name}_v{self.vectors}_{self.activation}"
+        name = f"from_tiles_{self.isa.name}_v{self.vectors}_s{self.spare}_{self.activation}"
         return f"{name}_residual" if self.residual else name
 
     def build(self) -> Any:
         """A PrimFunc ``(x, bias[, residual], y)``.
 
-        ``x[groups, x_features, 16]`` begins with a spare feature and may end with more of them;
+        ``x[groups, x_features, 16]`` has spare features, and may end with more of them;
         ``bias[features]``, residual and ``y[tokens, features]``.
         """
         width = self.isa.vector
@@ -129,7 +131,7 @@ class FromTiles:
                         value = value + load(residual, place, count)
                     store(y, place, value, count)
 
-            _each_square(self.isa, self.vectors, groups, x_features, features, 1, square)
+            _each_square(self.isa, self.vectors, groups, x_features, features, self.spare, square)
         return result[0]
 
 
