@@ -28,7 +28,7 @@ FLOORS = [
     {"frontend", "passes", "pruning", "codegen", "engine"},
     {"artefact", "entry"},
     {"cache", "compiled"},
-    {"generation"},
+    {"generation", "onnxruntime"},
     {"compiler"},
     {"loader"},
     {"sparsify"},  # the public names
