@@ -7,17 +7,36 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES := $(shell find sparsify passes codegen -name '*.py' -o -name '*.[ch]' -o -name py.typed)
+SOURCES := $(shell find sparsify passes codegen -name '*.py' -o -name '*.[ch]' -o -name '*.j2' -o -name py.typed)
 PROJECT := pyproject.toml setup.py
 POOL := codegen/runtime/pool.c codegen/runtime/wait.h
 
-.PHONY: demo test lint types wheel clean
+# C compilers and emulators for the machines that models are exported to.
+EDGE := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross \
+	gcc-riscv64-linux-gnu libc6-dev-riscv64-cross qemu-user \
+	clang lld wasi-libc libclang-rt-dev-wasm32 nodejs
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
+
+.PHONY: demo test edge-deps lint types wheel clean
 
 demo: .venv/installed
 	$(RUN) examples/demo.py
 
 test: lint types
 	$(RUN) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+
+# On Debian and Ubuntu, as root or by sudo. Elsewhere, and without root, the C compilers alone come
+# by `pip install ziglang`; what is still missing, tests skip and say so. What is there is left alone.
+edge-deps:
+	@missing=; for package in $(EDGE); do \
+		dpkg-query --show --showformat='$${db:Status-Abbrev}' $$package 2> /dev/null | grep -q ^ii \
+			|| missing="$$missing $$package"; \
+	done; \
+	command -v node > /dev/null && missing=$$(echo "$$missing" | sed 's/ nodejs//'); \
+	if test -z "$$missing"; then exit 0; fi; \
+	if ! command -v apt-get > /dev/null; then echo "edge-deps: no apt-get; install $$missing"; exit 0; fi; \
+	$(SUDO) apt-get update --quiet=2 && \
+	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install --quiet=2 --yes --no-install-recommends $$missing
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

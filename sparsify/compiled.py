@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -111,6 +112,40 @@ class CompiledModel:
             ArtefactError: a type of the model's inputs or outputs cannot be named in a file.
         """
         write(self._compilation, path)
+
+    def export_c(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        target: str | None = None,
+        name: str = "model",
+        largest: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """Writes a folder of C that runs the model without Python, PyTorch or TVM.
+
+        The program is bound to the target anew, which may be another CPU than this machine's. Sizes
+        that vary here vary there too, up to the largest, which fix the size of the workspace.
+
+        Args:
+            target: a target's name, see ``sparsify targets``; None for the one compiled for.
+            name: begins the names of files and functions.
+            largest: the largest shape of inputs, by name; of others, that of the example inputs.
+
+        Raises:
+            UnknownTarget: a ValueError that lists the targets, CPUs or features there are.
+            ValueError: the model runs in PyTorch in part, has state, or a size is out of range.
+            OSError: the place cannot be written.
+        """
+        from sparsify.export import export_c
+
+        export_c(
+            self.portable_programs,
+            Path(directory),
+            target=target or self._compilation.target,
+            pipeline=self._compilation.pipeline,
+            name=name,
+            largest=largest,
+        )
 
     def export_onnx(
         self, path: str | os.PathLike[str], *, standard: bool = False, entry: str | None = None

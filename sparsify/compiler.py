@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,13 +18,14 @@ from sparsify.artefact.trust import cache_directory
 from sparsify.cache import find, keep, key_of
 from sparsify.compiled import CompiledModel
 from sparsify.config import CompileConfig
-from sparsify.contracts import CostModel, Pass, PassContext
+from sparsify.contracts import CostModel, MeasuredChoice, Pass, PassContext
 from sparsify.frontend.causal_lm import (
     INPUTS,
     capture_causal_lm,
     is_causal_lm,
     normalise_causal_lm,
 )
+from sparsify.frontend.files import capture_file
 from sparsify.frontend.torch import capture, normalise
 from sparsify.generation import CompiledCausalLM, TextSettings
 from sparsify.passes import (
@@ -48,9 +50,11 @@ _BINDING = tuple(type(pass_) for pass_ in SPECIALISE)
 
 
 def compile(
-    model: torch.nn.Module | ExportedProgram,
+    model: torch.nn.Module | ExportedProgram | str | os.PathLike[str],
     example_inputs: Any = None,
     *,
+    shapes: Mapping[str, tuple[int | str | None, ...]] | None = None,
+    constants: Mapping[str, Any] | None = None,
     target: str = "native",
     num_threads: int | None = None,
     dynamic_shapes: Any = "auto",
@@ -71,10 +75,19 @@ def compile(
     A causal language model of transformers, given without example inputs, is compiled to generate
     text: the result is a `CompiledCausalLM`, else a `CompiledModel`.
 
+    An ONNX file's inputs are the arguments, by position or by name (``input.1`` is ``input_1``),
+    and the result of a call is a dict by the names of its outputs.
+
     Args:
-        model: a float32 module on the CPU, or an ExportedProgram. It is not changed.
+        model: a float32 module on the CPU, an ExportedProgram, or the path of an ONNX file. It is
+            not changed.
         example_inputs: a tuple of arguments, a dict of keyword arguments, or ``(args, kwargs)``;
-            an ExportedProgram may bring its own, a language model that shall generate has none.
+            an ExportedProgram may bring its own, an ONNX file needs none, a language model that
+            shall generate has none.
+        shapes: of inputs of an ONNX file, by name, instead of those that it declares; a size is a
+            number, or a name or None for a dynamic one.
+        constants: of an ONNX file: values of inputs that then are no arguments any more, such as
+            a sampling rate that decides which branch is taken.
         target: a target's name, see ``sparsify targets``.
         num_threads: threads of one call; None for one for each physical core.
         dynamic_shapes: ``"auto"`` (every size that can vary may), None (the sizes of the
@@ -112,6 +125,14 @@ def compile(
     )
     builder = Builder.of(config)
     account = None
+    if isinstance(model, str | os.PathLike):
+        model = capture_file(model, example_inputs, shapes, constants, config.dynamic_shapes)
+        example_inputs = None
+    elif shapes is not None or constants is not None:
+        raise TypeError(
+            "shapes and constants are for ONNX files; give a PyTorch model example_inputs of the "
+            "sizes wanted"
+        )
     if config.recipe is not None:
         model = copy.deepcopy(model)
         account = config.recipe.apply(model)
@@ -225,7 +246,12 @@ class Builder:
     @property
     def identity(self) -> tuple[str, ...]:
         """What a compilation depends on besides the model and the config's digest."""
-        return (repr(self.target), pipeline_text(self.portable + self.binding), str(self.threads))
+        from sparsify.codegen.target import host_model
+
+        # Times of one CPU are not those of another that runs the same code.
+        measured_on = "" if self.config.tune == "off" else host_model()
+        pipeline = pipeline_text(self.portable + self.binding)
+        return (repr(self.target), pipeline, str(self.threads), measured_on)
 
     def specialise(
         self,
@@ -234,12 +260,14 @@ class Builder:
         decisions: Iterable[Decision] = (),
         borrowed: Iterable[torch.Tensor] = (),
         text: TextSettings | None = None,
+        measured: Mapping[str, MeasuredChoice] = {},
     ) -> Compilation:
         """Binds portable programs to the target, all at once, and compiles them.
 
         Args:
             parameters: names of each entry's positional parameters.
             borrowed: tensors of the caller's, which the compilation must not share.
+            measured: choices of an earlier compilation for this target.
         """
         from sparsify.codegen.support import unsupported_reason
 
@@ -247,6 +275,7 @@ class Builder:
             cost=self._cost(),
             target=self.target.name,
             strict=self.config.strict,
+            measured=measured,
             unsupported=unsupported_reason,
         )
         result = run_pipeline(

@@ -46,10 +46,16 @@ def export_c(
     context = PassContext(
         cost=CpuCostModel(chosen, 1),
         target=chosen.name,
-        strict=True,
         unsupported=unsupported_reason,
     )
-    bound = run_pipeline(portable, parse_pipeline(pipeline), context).programs
+    result = run_pipeline(portable, parse_pipeline(pipeline), context)
+    for decision in result.decisions:
+        if decision.verdict == "unsupported":
+            raise ValueError(
+                f"export_c: {decision.site} of shape {decision.shape} cannot be compiled: "
+                f"{decision.reason}; exported C has no PyTorch that could run it, so replace it"
+            )
+    bound = result.programs
     entries = {program.name: _entry(program, largest or {}) for program in bound}
     write_archive(folder, entries, chosen, name=name, about=", ".join(bound.names))
 
@@ -57,6 +63,12 @@ def export_c(
 def _entry(program: Program, largest: Sizes) -> ExportedEntry:
     from sparsify.codegen.emit.c.archive import ExportedEntry
 
+    state = ", ".join(node.name for node in program.state())
+    if state:
+        raise ValueError(
+            f"export_c: entry {program.name!r} changes {state} in place; exported C takes inputs "
+            "that stay as they are"
+        )
     plan = Plan.of(program)
     if len(plan.regions) != 1 or plan.regions[0].kind != "compiled":
         kinds = ", ".join(f"{region.name} ({region.kind})" for region in plan.regions)
@@ -103,7 +115,12 @@ def _ranges(program: Program, largest: Sizes) -> dict[str, tuple[int, int]]:
             allowed = program.exported.range_constraints[symbol]
             least = max(1, int(allowed.lower))
             known = ranges.get(str(symbol), (least, 0))[1]
-            most = given[dim] if given is not None else known or optimization_hint(extent, 1)
+            most = given[dim] if given is not None else known or optimization_hint(extent, 0)
+            if given is None and not most:
+                raise ValueError(
+                    f"export_c: no example tells how large dim {dim} of input {name!r} can be; "
+                    f"say it: largest={{{name!r}: ...}}, or --largest {name}=..."
+                )
             if most < least or (allowed.upper != int_oo and most > allowed.upper):
                 raise ValueError(
                     f"export_c: dim {dim} of input {name!r} is {most} at most, but the model "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +11,7 @@ import typer
 
 from sparsify.cli import options
 from sparsify.cli.compile import compile_loaded
-from sparsify.cli.console import command, show, show_json, step
+from sparsify.cli.console import command, note, show, show_json, step
 from sparsify.cli.models import load_to_compile, quiet
 
 
@@ -18,10 +20,14 @@ def export(
     model: options.Model,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="The file to write.", show_default=False),
+        typer.Option("-o", "--output", help="The file or folder to write.", show_default=False),
     ],
     onnx: Annotated[
         bool, typer.Option("--onnx", help="An ONNX file, which any ONNX Runtime runs.")
+    ] = False,
+    as_c: Annotated[
+        bool,
+        typer.Option("--c", help="A folder of C that needs neither Python nor TVM."),
     ] = False,
     standard: Annotated[
         bool,
@@ -31,13 +37,40 @@ def export(
         str | None,
         typer.Option(help="With --onnx: which entry of a language model.", show_default="prefill"),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="With --c: what to compile for; see 'sparsify targets'.", show_default="native"
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="With --c: begins names of files and functions.", show_default="model"),
+    ] = None,
+    largest: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=SHAPE",
+            help="With --c: the largest shape of an input, as x=1x128; may be repeated.",
+            show_default="of the example inputs",
+        ),
+    ] = None,
     batch: options.Batch = None,
     seq: options.Seq = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write MODEL, which may be a compiled .sparsify file, as an ONNX file."""
-    if not onnx:
-        raise ValueError("say what to write: --onnx")
+    """Write MODEL, which may be a compiled .sparsify file, as an ONNX file or a folder of C."""
+    if onnx == as_c:
+        raise ValueError("say what to write: --onnx or --c")
+    given = {"--target": target, "--name": name, "--largest": largest}
+    if as_c:
+        given = {"--standard": standard, "--entry": entry, "--json": as_json}
+    for option, value in given.items():
+        if value:
+            raise ValueError(f"{option} applies to {'--onnx' if as_c else '--c'} only")
+    if as_c:
+        _write_c(model, output, target, name or "model", largest or (), batch, seq)
+        return
     compiled = _compiled(model, batch, seq)
     with step(f"writing {output}"), quiet():
         chosen = {} if entry is None else {"entry": entry}
@@ -48,6 +81,36 @@ def export(
         show(f"{output}: {summary}")
 
 
+def _write_c(
+    model: str,
+    output: Path,
+    target: str | None,
+    name: str,
+    largest: Iterable[str],
+    batch: int | None,
+    seq: int | None,
+) -> None:
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output}: is a file; name a folder to write into")
+    shapes = dict(map(_shape, largest))
+    compiled = _compiled(model, batch, seq)
+    if not hasattr(compiled, "export_c"):
+        raise ValueError(
+            f"{model} is a language model, whose cache exported C cannot hold; export a module "
+            "that takes all tokens at once, by module:factory"
+        )
+    with step(f"writing {output}"), quiet():
+        compiled.export_c(output, target=target, name=name, largest=shapes)
+    note(f"build it: cmake -S {output} -B {output}/build && cmake --build {output}/build")
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.partition("=")
+    if not re.fullmatch(r"\d+(x\d+)*", sizes):
+        raise ValueError(f"--largest {text!r}: write it as INPUT=SHAPE, such as x=1x128")
+    return name, tuple(map(int, sizes.split("x")))
+
+
 def _compiled(model: str, batch: int | None, seq: int | None) -> Any:
     """The model from its file, or compiled."""
     if Path(model).suffix != ".sparsify":
@@ -56,8 +119,8 @@ def _compiled(model: str, batch: int | None, seq: int | None) -> Any:
         return compile_loaded(loaded)
     import sparsify
 
-    for name, size in (("--batch", batch), ("--seq", seq)):
+    for option, size in (("--batch", batch), ("--seq", seq)):
         if size is not None:
-            raise ValueError(f"{model}: {name} does not apply to a model that is compiled already")
+            raise ValueError(f"{model}: {option} does not apply to a compiled model")
     with step(f"loading {model}"):
         return sparsify.load(model)

@@ -1,4 +1,4 @@
-"""MODEL on the command line: a .pt2 file, a Hugging Face folder, or ``module:factory``."""
+"""MODEL on the command line: .pt2 or .onnx file, Hugging Face folder, or ``module:factory``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ import torch
 from torch.export import ExportedProgram
 
 from sparsify.bench.models import load_exported
+from sparsify.cli.console import note
 from sparsify.cli.huggingface import load_folder
+from sparsify.cli.onnx import OnnxOptions
+from sparsify.frontend.causal_lm import is_causal_lm
+from sparsify.report import Notice
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class LoadedModel:
     """A model and inputs to call it with: a tuple of arguments or ``(args, kwargs)``."""
 
     name: str
-    kind: Literal["pt2", "huggingface", "factory"]
+    kind: Literal["pt2", "onnx", "huggingface", "factory"]
     model: torch.nn.Module | ExportedProgram
     inputs: Any
 
@@ -37,15 +41,24 @@ class LoadedModel:
 
     @property
     def generates(self) -> bool:
-        """Whether it is a language model from a folder, compiled to generate text."""
-        return self.kind == "huggingface" and bool(getattr(self.model, "can_generate", bool)())
+        """Whether it is a language model that is compiled to generate text.
+
+        One from a factory is, unless it came with example inputs, as for `sparsify.compile`.
+        """
+        return is_causal_lm(self.model) and (self.kind == "huggingface" or self.inputs is None)
 
 
-def load_model(text: str, batch: int | None = None, seq: int | None = None) -> LoadedModel:
+def load_model(
+    text: str,
+    batch: int | None = None,
+    seq: int | None = None,
+    onnx: OnnxOptions | None = None,
+) -> LoadedModel:
     """Loads what ``text`` names, in evaluation mode.
 
     Args:
         batch, seq: sizes of the example inputs, where we are the ones who make them.
+        onnx: shapes and constants of inputs of an ONNX file.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -55,17 +68,18 @@ def load_model(text: str, batch: int | None = None, seq: int | None = None) -> L
         if size is not None and size < 1:
             raise ValueError(f"{name} {size} must be at least 1")
     path = Path(text)
+    if path.suffix == ".onnx" and not path.is_dir():
+        with quiet():
+            exported = (onnx or OnnxOptions()).load(text, batch, seq)
+        return LoadedModel(text, "onnx", exported, exported.example_inputs)
+    if onnx:
+        raise ValueError(f"{text}: --shape and --constant are for ONNX files")
     if path.is_dir():
         with quiet():
             model, inputs = load_folder(path, batch or 1, seq)
         return LoadedModel(text, "huggingface", model, inputs)
     if path.suffix == ".pt2":
         return _load_pt2(path, batch, seq)
-    if path.suffix == ".onnx":
-        raise ValueError(
-            f"{text}: ONNX files cannot be read yet; export the PyTorch model with "
-            "torch.export.save to a .pt2 file"
-        )
     if path.suffix == ".sparsify":
         raise ValueError(f"{text} is compiled already; pass the model that it was compiled from")
     if ":" in text:
@@ -75,7 +89,7 @@ def load_model(text: str, batch: int | None = None, seq: int | None = None) -> L
     raise FileNotFoundError(f"{text}: no such file or folder; {_ACCEPTED}")
 
 
-_ACCEPTED = "MODEL is a .pt2 file, a Hugging Face folder, or module:factory"
+_ACCEPTED = "MODEL is a .pt2 or .onnx file, a Hugging Face folder, or module:factory"
 
 
 def _load_pt2(path: Path, batch: int | None, seq: int | None) -> LoadedModel:
@@ -132,14 +146,18 @@ def need_inputs(loaded: LoadedModel) -> LoadedModel:
     return loaded
 
 
-def load_to_compile(text: str, batch: int | None, seq: int | None) -> LoadedModel:
+def load_to_compile(
+    text: str, batch: int | None, seq: int | None, onnx: OnnxOptions | None = None
+) -> LoadedModel:
     """`load_model` with what a compilation needs: example inputs, or a model that generates.
 
     Raises:
         ValueError: there are no inputs, or sizes are given for a model that takes them all.
     """
-    loaded = need_inputs(load_model(text, batch, seq))
-    if loaded.generates and (batch is not None or seq is not None):
+    loaded = load_model(text, batch, seq, onnx)
+    if not loaded.generates:
+        return need_inputs(loaded)
+    if batch is not None or seq is not None:
         raise ValueError(
             f"{text}: --batch and --seq do not apply to a language model, which is compiled for "
             "batches and prompts of any size"
@@ -177,12 +195,14 @@ def _parameters(factory: Callable[..., Any]) -> set[str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries print warnings about their own insides, which no user can act on."""
+    """Libraries print warnings about their own insides, which no user can act on; ours are told."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", Notice)
+            warnings.showwarning = lambda message, *_, **__: note(f"note: {message}")
             yield
     finally:
         logging.disable(previous)

@@ -1,10 +1,10 @@
 """A folder of C that runs a model: tables, kernels as one object file, weights, and a runtime.
 
-    model.h  model.c          what a user calls, and the tables behind it
-    model_kernels.o           see `sparsify.codegen.emit.objects`
-    model.weights             packed for the target; model_weights.S makes them part of a program
-    sparsify.[ch] ...         runs the tables: a few hundred lines, the same for every model
-    main.c  CMakeLists.txt    a program that runs the model on .npy files
+model.h  model.c          what a user calls, and the tables behind it
+model_kernels.o           see `sparsify.codegen.emit.objects`
+model.weights             packed for the target; model_weights.S makes them part of a program
+sparsify.[ch] ...         runs the tables: a few hundred lines, the same for every model
+main.c  CMakeLists.txt    a program that runs the model on .npy files
 """
 
 from __future__ import annotations

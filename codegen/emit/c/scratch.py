@@ -15,8 +15,11 @@ from tvm_ffi.structural import structural_walk
 from sparsify.codegen.emit.c.arena import Bounds, aligned, item_bytes
 from sparsify.codegen.emit.c.straight import Call, ExportError, StraightCode, View
 
-_ON_STACK = 1024
-"""Bytes of a buffer that TVM puts on the stack at most, if its size is known."""
+_ON_STACK = 64
+"""Bytes of a buffer that is surely a register or on the stack, if its size is known: one vector.
+
+TVM puts larger ones there too, but not all; those count here, as if it did not.
+"""
 
 
 def scratch_bytes(module: tvm.IRModule, code: StraightCode, bounds: Bounds) -> int:
@@ -36,7 +39,7 @@ def _bytes_of(module: tvm.IRModule, call: Call, bounds: Bounds) -> int:
         for extent in buffer.shape:
             size *= int(analyzer.const_int_bound(extent).max_value)
         known = all(isinstance(extent, tirx.IntImm) for extent in buffer.shape)
-        if not known or size >= _ON_STACK or buffer.scope() == "local":
+        if not known or size > _ON_STACK:
             total += aligned(size)
     if total >= 1 << 40:
         raise ExportError(f"kernel {call.kernel}: a buffer of its own has no known largest size")

@@ -13,7 +13,12 @@ from sparsify.codegen.kernels.cpu.general.dense import GeneralDense
 from sparsify.codegen.kernels.cpu.general.norm import GeneralNorm
 from sparsify.codegen.kernels.cpu.general.sell import GeneralSell
 from sparsify.codegen.kernels.cpu.general.tiles import FromTiles, ToTiles
-from sparsify.codegen.kernels.cpu.linear import DenseKernels, SellKernels, dense_vectors, sell_vectors
+from sparsify.codegen.kernels.cpu.linear import (
+    DenseKernels,
+    SellKernels,
+    dense_vectors,
+    sell_vectors,
+)
 from sparsify.codegen.kernels.cpu.rotary import Rotary
 from sparsify.codegen.operators.attention import query_vectors
 from sparsify.codegen.registry import Kernel
@@ -51,7 +56,9 @@ def kernel_table(isa: Isa) -> Table:
     """The kernels of a target."""
     table = Table()
     sell = _SELL[isa.registers >= 32]
-    _tiled(table, isa, "sell_kernels", GeneralSell(isa, sell.rows, sell_vectors(isa, sell)), sell.rows)
+    _tiled(
+        table, isa, "sell_kernels", GeneralSell(isa, sell.rows, sell_vectors(isa, sell)), sell.rows
+    )
     dense = GeneralDense(isa, _DENSE.rows, dense_vectors(isa))
     _tiled(table, isa, "dense_kernels", dense, _DENSE.rows)
     for kind in ("layer", "rms"):

@@ -7,7 +7,16 @@ from typing import Any
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.math import ACTIVATIONS, Vector
-from sparsify.codegen.kernels.cpu.simd import Expr, arguments, bind, load, prim_func, size_of, store, symbol
+from sparsify.codegen.kernels.cpu.simd import (
+    Expr,
+    arguments,
+    bind,
+    load,
+    prim_func,
+    size_of,
+    store,
+    symbol,
+)
 from sparsify.codegen.kernels.cpu.tokens import Features, each_token, tensor
 from sparsify.layouts import Form
 

@@ -19,12 +19,12 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.operands import linear_operands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     LaneTile,
     Registers,
     Tensor,
-    arguments,
     bind,
     choose,
     i64,
@@ -225,10 +225,23 @@ class SellTiles(ABC):
 def _column(packed: Expr, index: int, pitch: int) -> Expr:
     """Of four columns times 16, the one at an index, times ``pitch``: a shift and a mask."""
     shift = 16 * index - (pitch // LANES).bit_length() + 1
-    moved = T.shift_right(packed, T.int64(shift)) if shift >= 0 else (
-        T.shift_left(packed, T.int64(-shift))
+    moved = (
+        T.shift_right(packed, T.int64(shift))
+        if shift >= 0
+        else (T.shift_left(packed, T.int64(-shift)))
     )
     return T.bitwise_and(moved, T.int64(0xFFFF * (pitch // LANES)))
+
+
+def sell_tensors(layout: Sell, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+    """The packed tensors as parameters."""
+    count = layout.blocks(in_features) * layout.groups(out_features)
+    return (
+        Tensor("starts", (count + 1,), "int32"),
+        Tensor("outputs", (count * layout.rows,), "int32"),
+        Tensor("columns", (symbol(),), "int64"),
+        Tensor("values", (symbol(),)),
+    )
 
 
 class _Emitter(SellTiles):
@@ -242,20 +255,11 @@ class _Emitter(SellTiles):
     def build(self) -> Any:
         spec = self.spec
         with prim_func(spec.name) as result:
-            lane_groups, stream, tail = symbol(), symbol(), symbol()
-            count = spec.layout.blocks(spec.in_features) * spec.layout.groups(spec.out_features)
-            features = (lane_groups, spec.out_features, LANES)
-            self.x, self.starts, self.outputs, self.columns, self.values, *rest = arguments(
-                Tensor("x", (lane_groups, spec.in_features, LANES)),
-                Tensor("starts", (count + 1,), "int32"),
-                Tensor("outputs", (count * self.rows,), "int32"),
-                Tensor("columns", (stream,), "int64"),
-                Tensor("values", (tail,)),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
-            self.bias, self.residual, self.y = rest
+            lane_groups = symbol()
+            weight = sell_tensors(spec.layout, spec.out_features, spec.in_features)
+            operands = linear_operands(spec, lane_groups, weight, "lanes")
+            self.x, packed, self.bias, self.residual, self.y = operands
+            self.starts, self.outputs, self.columns, self.values = packed
             self.bind_permute_controls()
             chunks = -(-spec.layout.groups(spec.out_features) // spec.chunk_groups)
             tiled_tasks(spec.isa, lane_groups, chunks, spec.vectors, self._tile)

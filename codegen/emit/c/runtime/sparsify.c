@@ -227,7 +227,10 @@ static void *take_scratch(int device_type, int device, uint64_t bytes, int code,
   (void)device_type, (void)device, (void)code, (void)bits;
   size_t rounded =
       ((size_t)bytes + SPARSIFY_ALIGNMENT - 1) / SPARSIFY_ALIGNMENT * SPARSIFY_ALIGNMENT;
-  if (rounded > sizeof scratch - scratch_used) return NULL;
+  if (rounded > sizeof scratch - scratch_used) {
+    fail(SPARSIFY_SMALL_SCRATCH, "SPARSIFY_SCRATCH_BYTES", NULL, " is too small for a kernel");
+    return NULL;
+  }
   scratch_used += rounded;
   return scratch + scratch_used - rounded;
 }

@@ -1,0 +1,1 @@
+"""ONNX files into programs: read, run operator by operator under torch.export, normalise."""

@@ -1,0 +1,219 @@
+"""Reads ONNX files, and refuses with a reason what is no file that can be run."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper
+
+from sparsify.frontend.onnx.model import Input, OnnxModel
+from sparsify.frontend.onnx.registry import STANDARD, Unsupported, handlers, standard
+from sparsify.frontend.onnx.sparse import densify
+from sparsify.frontend.onnx.tensors import to_onnx, torch_type
+
+OLDEST = 7
+"""The first version of the standard operators that is read."""
+
+Shapes = Mapping[str, tuple[int | str | None, ...]]
+
+
+def read_onnx(
+    path: str | os.PathLike[str],
+    *,
+    shapes: Shapes | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> OnnxModel:
+    """The model in a file, with the weights beside it.
+
+    Args:
+        shapes, constants: see `prepare`.
+
+    Raises:
+        FileNotFoundError: there is no such file, or weights that it names are missing.
+        ValueError: it is damaged, too large, of an operator version that is not read, or `prepare`
+            refuses it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    if file.stat().st_size >= 2**31:
+        raise ValueError(
+            f"{file}: {file.stat().st_size / 2**30:.1f} GiB; protobuf ends at 2 GiB. Save the "
+            "model with its weights beside it: onnx.save(..., save_as_external_data=True)"
+        )
+    try:
+        proto = onnx.load_model_from_string(file.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"{file}: not an ONNX file, or cut off: {error}") from error
+    if not proto.HasField("graph"):
+        raise ValueError(f"{file}: not an ONNX file: it holds no graph")
+    _check_versions(proto, file)
+    proto = _inlined(proto)
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if external_data_helper.uses_external_data(tensor):
+            _load_beside(tensor, file)
+    return prepare(proto, str(file), shapes=shapes, constants=constants)
+
+
+def prepare(
+    proto: onnx.ModelProto,
+    path: str,
+    *,
+    shapes: Shapes | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> OnnxModel:
+    """A model in memory, whose functions are inlined and whose weights are loaded.
+
+    Args:
+        path: what error messages call it.
+        shapes: by input name, instead of the declared ones; a size is a number, or a name or None
+            for a dynamic one.
+        constants: values of inputs that then are none any more.
+
+    Raises:
+        ValueError: an unknown name, a shape that contradicts the declared one, or an input that
+            is no tensor of a type and rank that are known.
+    """
+    graph = onnx.GraphProto()
+    graph.CopyFrom(proto.graph)
+    shapes, constants = dict(shapes or {}), dict(constants or {})
+    densify(graph, path)
+    names = [value.name for value in graph.input]
+    for name in (*shapes, *constants):
+        if name not in names:
+            raise ValueError(f"{path}: has no input {name!r}; its inputs are {', '.join(names)}")
+    for name, value in constants.items():
+        declared = next(v for v in graph.input if v.name == name)
+        graph.initializer.append(_constant(declared, value, path))
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [v for v in graph.input if v.name not in stored]
+    return OnnxModel(
+        path,
+        graph,
+        {standard(entry.domain): entry.version for entry in proto.opset_import},
+        tuple(_input(value, shapes.get(value.name), path) for value in inputs),
+        tuple(value.name for value in graph.output),
+    )
+
+
+def _check_versions(proto: onnx.ModelProto, file: Path) -> None:
+    versions = {standard(entry.domain): entry.version for entry in proto.opset_import}
+    newest = onnx.defs.onnx_opset_version()
+    version = versions.get(STANDARD)
+    if version is None:
+        if any(standard(node.domain) == STANDARD for node in proto.graph.node):
+            raise ValueError(f"{file}: does not say of which version its operators are")
+        return
+    if not OLDEST <= version <= newest:
+        fix = (
+            "convert it with onnx.version_converter.convert_version(model, 17)"
+            if version < OLDEST
+            else "install a newer onnx package"
+        )
+        raise ValueError(
+            f"{file}: operators of version (opset) {version}; {OLDEST} to {newest} are read: {fix}"
+        )
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """With the bodies of functions in place of their calls, save those that have a handler."""
+    served = {(handler.domain, handler.operator) for handler in handlers()}
+    local = {(standard(function.domain), function.name) for function in proto.functions}
+    called = {(standard(node.domain), node.op_type) for node in _nodes(proto)}
+    if not called - served:
+        return proto
+    kept = [("ai.onnx" if not domain else domain, name) for domain, name in served - local]
+    kept += [("", name) for domain, name in served - local if not domain]
+    kept += [(domain, name) for domain, name in served & local]
+    return onnx.inliner.inline_selected_functions(
+        proto, kept, exclude=True, inline_schema_functions=True
+    )
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of functions and sub-graphs among them."""
+    pending = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
+    while pending:
+        node = pending.pop()
+        yield node
+        for attribute in node.attribute:
+            pending += attribute.g.node
+            pending += [inner for graph in attribute.graphs for inner in graph.node]
+
+
+def _load_beside(tensor: onnx.TensorProto, file: Path) -> None:
+    """Reads a weight from the file it lies in, which must be in the model's folder."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    beside = file.parent / location
+    what = f"{file}: weight {tensor.name!r} lies in {location!r}"
+    if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+        raise ValueError(f"{what}, outside the model's folder, from where nothing is read")
+    if not beside.is_file():
+        raise FileNotFoundError(f"{what}, which is not there; put it beside the model")
+    try:
+        external_data_helper.load_external_data_for_tensor(tensor, str(file.parent))
+    except Exception as error:
+        raise ValueError(f"{what}, which cannot be read: {error}") from error
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _constant(declared: onnx.ValueInfoProto, value: Any, path: str) -> onnx.TensorProto:
+    dtype = _dtype(declared, path)
+    try:
+        tensor = torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: input {declared.name!r} cannot be {value!r}: {error}; it takes {dtype}"
+        ) from error
+    return to_onnx(tensor, declared.name)
+
+
+def _dtype(value: onnx.ValueInfoProto, path: str) -> torch.dtype:
+    if not value.type.HasField("tensor_type"):
+        kind = value.type.WhichOneof("value") or "nothing"
+        raise ValueError(f"{path}: input {value.name!r} is a {kind}; only tensors are supported")
+    try:
+        return torch_type(value.type.tensor_type.elem_type)
+    except Unsupported as error:
+        raise ValueError(f"{path}: input {value.name!r}: {error} is not supported") from error
+
+
+def _input(
+    value: onnx.ValueInfoProto, given: tuple[int | str | None, ...] | None, path: str
+) -> Input:
+    dtype = _dtype(value, path)
+    tensor = value.type.tensor_type
+    declared = [_size(dim) for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+    if given is None:
+        if declared is None:
+            raise ValueError(
+                f"{path}: input {value.name!r} declares no shape; give one by shapes="
+                f"{{{value.name!r}: ...}}, on the command line by --shape {value.name}=..."
+            )
+        return Input(value.name, dtype, tuple(declared))
+    fits = declared is None or (
+        len(declared) == len(given)
+        and all(not isinstance(d, int) or d == g for d, g in zip(declared, given, strict=True))
+    )
+    if not fits or not all(g is None or isinstance(g, str) or g > 0 for g in given):
+        raise ValueError(
+            f"{path}: input {value.name!r} cannot have the shape {given}; it is declared as "
+            f"{tuple(declared or ())}"
+        )
+    return Input(value.name, dtype, tuple(given))
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """A size, the name of one, or None; converters write -1 and "?" for sizes without a name."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param if re.search(r"\w", dim.dim_param) else None

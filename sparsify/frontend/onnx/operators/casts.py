@@ -1,0 +1,44 @@
+"""Changes of element type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import TensorProto
+
+from sparsify.frontend.onnx.node import Node
+from sparsify.frontend.onnx.registry import operator
+from sparsify.frontend.onnx.tensors import torch_type
+from sparsify.frontend.onnx.values import elementwise
+
+
+def _cast_sizes(node: Node, x: np.ndarray) -> np.ndarray:
+    to = node.require("to")
+    if to == TensorProto.BOOL:
+        return elementwise(lambda size: size != 0, x)
+    whole = not torch_type(to).is_floating_point
+    return elementwise(torch.sym_int if whole else torch.sym_float, x)
+
+
+@operator("Cast", since=6, on_sizes=_cast_sizes)
+def cast(node: Node, x: torch.Tensor) -> torch.Tensor:
+    return _to(x, torch_type(node.require("to")), node)
+
+
+@operator("CastLike", since=15)
+def cast_like(node: Node, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return _to(x, like.dtype, node)
+
+
+def _to(x: torch.Tensor, dtype: torch.dtype, node: Node) -> torch.Tensor:
+    if dtype.itemsize == 1 and dtype.is_floating_point and node.get("saturate", 1):
+        x = _saturated(x, dtype)
+    return x.to(dtype)
+
+
+def _saturated(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers too large for an 8-bit float become its largest, infinities among them."""
+    bound: Any = torch.finfo(dtype).max
+    return x.clamp(-bound, bound)
