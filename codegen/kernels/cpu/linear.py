@@ -119,7 +119,7 @@ class SellKernels:
         features = site.out_features // 2
         if features % layout.window:
             return None
-        vectors = _vectors(isa, layout)
+        vectors = sell_vectors(isa, layout)
         return GatedSell(isa, features, site.in_features, layout, site.bias, activation, vectors)
 
     def cycles(

@@ -1,7 +1,7 @@
 """Rows of tokens to wide tiles and back, with the epilogue of a linear on the way back.
 
-Squares of tokens and features are transposed in registers, as in `sparsify.codegen.kernels.cpu.lanes`.
-A task is a tile of tokens and a chunk of features.
+Squares of tokens and features are transposed in registers, as in
+`sparsify.codegen.kernels.cpu.lanes`. A task is a tile of tokens and a chunk of features.
 """
 
 from __future__ import annotations
