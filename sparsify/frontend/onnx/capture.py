@@ -38,4 +38,4 @@ def export(model: OnnxModel, examples: Mapping[str, torch.Tensor] | None = None)
     }
     with torch.no_grad():
         exported = torch.export.export(module, (), inputs, dynamic_shapes=shapes)
-    return serve_size_one(exported, Examples.parse(inputs), module)
+    return serve_size_one(exported, Examples((), inputs), module)
