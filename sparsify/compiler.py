@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from sparsify.frontend.causal_lm import (
     is_causal_lm,
     normalise_causal_lm,
 )
+from sparsify.frontend.files import capture_file
 from sparsify.frontend.torch import capture, normalise
 from sparsify.generation import CompiledCausalLM, TextSettings
 from sparsify.passes import (
@@ -48,9 +50,11 @@ _BINDING = tuple(type(pass_) for pass_ in SPECIALISE)
 
 
 def compile(
-    model: torch.nn.Module | ExportedProgram,
+    model: torch.nn.Module | ExportedProgram | str | os.PathLike[str],
     example_inputs: Any = None,
     *,
+    shapes: Mapping[str, tuple[int | str | None, ...]] | None = None,
+    constants: Mapping[str, Any] | None = None,
     target: str = "native",
     num_threads: int | None = None,
     dynamic_shapes: Any = "auto",
@@ -71,10 +75,19 @@ def compile(
     A causal language model of transformers, given without example inputs, is compiled to generate
     text: the result is a `CompiledCausalLM`, else a `CompiledModel`.
 
+    An ONNX file's inputs are the arguments, by position or by name (``input.1`` is ``input_1``),
+    and the result of a call is a dict by the names of its outputs.
+
     Args:
-        model: a float32 module on the CPU, or an ExportedProgram. It is not changed.
+        model: a float32 module on the CPU, an ExportedProgram, or the path of an ONNX file. It is
+            not changed.
         example_inputs: a tuple of arguments, a dict of keyword arguments, or ``(args, kwargs)``;
-            an ExportedProgram may bring its own, a language model that shall generate has none.
+            an ExportedProgram may bring its own, an ONNX file needs none, a language model that
+            shall generate has none.
+        shapes: of inputs of an ONNX file, by name, instead of those that it declares; a size is a
+            number, or a name or None for a dynamic one.
+        constants: of an ONNX file: values of inputs that then are no arguments any more, such as
+            a sampling rate that decides which branch is taken.
         target: a target's name, see ``sparsify targets``.
         num_threads: threads of one call; None for one for each physical core.
         dynamic_shapes: ``"auto"`` (every size that can vary may), None (the sizes of the
@@ -112,6 +125,14 @@ def compile(
     )
     builder = Builder.of(config)
     account = None
+    if isinstance(model, str | os.PathLike):
+        model = capture_file(model, example_inputs, shapes, constants, config.dynamic_shapes)
+        example_inputs = None
+    elif shapes is not None or constants is not None:
+        raise TypeError(
+            "shapes and constants are for ONNX files; give a PyTorch model example_inputs of the "
+            "sizes wanted"
+        )
     if config.recipe is not None:
         model = copy.deepcopy(model)
         account = config.recipe.apply(model)

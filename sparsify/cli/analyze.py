@@ -14,6 +14,7 @@ from sparsify.cli import options
 from sparsify.cli.console import command, show, show_json, step
 from sparsify.cli.impose import Imposed, impose
 from sparsify.cli.models import LoadedModel, load_to_compile, quiet
+from sparsify.cli.onnx import OnnxOptions
 from sparsify.contracts import CostModel, PassContext
 from sparsify.layouts import Csr, Dense, Layout, PackedDense, WeightStats, parse
 from sparsify.program import ProgramSet
@@ -37,13 +38,15 @@ def analyze(
     threads: Annotated[int, typer.Option(min=1, help="Threads of one call.")] = 1,
     batch: options.Batch = None,
     seq: options.Seq = None,
+    shape: options.Shape = None,
+    constant: options.Constant = None,
     as_json: options.Json = False,
 ) -> None:
     """Tell for each linear layer of MODEL how sparse it is and what that is worth."""
     if imposed is not None and not 0 <= imposed < 1:
         raise ValueError(f"--impose {imposed} must be at least 0 and below 1")
     with step(f"loading {model}"):
-        loaded = load_to_compile(model, batch, seq)
+        loaded = load_to_compile(model, batch, seq, OnnxOptions.of(shape, constant))
     with step("analysing"), quiet():
         sites, resolved = _sites(loaded, target, threads)
     if not sites:

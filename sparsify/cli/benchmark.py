@@ -37,6 +37,7 @@ from sparsify.cli import options
 from sparsify.cli.compile import compile_loaded
 from sparsify.cli.console import command, note, show, show_json, step
 from sparsify.cli.models import LoadedModel, load_model, need_inputs, quiet
+from sparsify.cli.onnx import OnnxOptions
 
 OURS = "sparsify"
 _DIFFER = 1
@@ -54,6 +55,8 @@ def benchmark(
     ] = 1,
     batch: options.Batch = None,
     seq: options.Seq = None,
+    shape: options.Shape = None,
+    constant: options.Constant = None,
     rounds: Annotated[int, typer.Option(min=2, help="Interleaved rounds.")] = 15,
     seconds: Annotated[float, typer.Option(help="Length of one candidate's turn.")] = 0.2,
     tolerance: Annotated[
@@ -68,7 +71,7 @@ def benchmark(
     """
     peers = tuple(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
     with step(f"loading {model}"):
-        loaded = need_inputs(load_model(model, batch, seq))
+        loaded = need_inputs(load_model(model, batch, seq, OnnxOptions.of(shape, constant)))
     machine = Machine.here()
     with threads(thread_count), tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
         record = {"machine": machine.to_dict()} | _measure(

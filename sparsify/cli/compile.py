@@ -11,6 +11,7 @@ import typer
 from sparsify.cli import options
 from sparsify.cli.console import command, note, show, show_json, step
 from sparsify.cli.models import LoadedModel, load_to_compile, quiet
+from sparsify.cli.onnx import OnnxOptions
 
 
 @command
@@ -24,6 +25,8 @@ def compile_model(
     threads: options.Threads = None,
     batch: options.Batch = None,
     seq: options.Seq = None,
+    shape: options.Shape = None,
+    constant: options.Constant = None,
     passes: Annotated[
         str | None,
         typer.Option(help="The pipeline, as 'fuse_attention,sparse_linear{max_density=0.7},...'."),
@@ -58,7 +61,7 @@ def compile_model(
     if output is not None:
         _check_output(output)
     with step(f"loading {model}"):
-        loaded = load_to_compile(model, batch, seq)
+        loaded = load_to_compile(model, batch, seq, OnnxOptions.of(shape, constant))
     compiled = compile_loaded(
         loaded,
         target=target,

@@ -14,6 +14,7 @@ from sparsify.cli import options
 from sparsify.cli.compile import compile_loaded
 from sparsify.cli.console import command, show, show_json, step
 from sparsify.cli.models import load_to_compile
+from sparsify.cli.onnx import OnnxOptions
 from sparsify.report import Decision, Report
 
 
@@ -39,10 +40,14 @@ def explain(
     threads: options.Threads = None,
     batch: options.Batch = None,
     seq: options.Seq = None,
+    shape: options.Shape = None,
+    constant: options.Constant = None,
     as_json: options.Json = False,
 ) -> None:
     """Tell every decision that was made about NODE of MODEL, and why."""
-    decisions = about(_report(model, target, threads, batch, seq), node)
+    decisions = about(
+        _report(model, target, threads, batch, seq, OnnxOptions.of(shape, constant)), node
+    )
     if as_json:
         show_json({"node": node, "decisions": [decision.to_dict() for decision in decisions]})
         return
@@ -84,7 +89,12 @@ def about(report: Report, node: str) -> tuple[Decision, ...]:
 
 
 def _report(
-    model: str, target: str, threads: int | None, batch: int | None, seq: int | None
+    model: str,
+    target: str,
+    threads: int | None,
+    batch: int | None,
+    seq: int | None,
+    onnx: OnnxOptions,
 ) -> Report:
     if Path(model).suffix == ".sparsify":
         import sparsify
@@ -92,5 +102,5 @@ def _report(
         with step(f"loading {model}"):
             return sparsify.load(model).report
     with step(f"loading {model}"):
-        loaded = load_to_compile(model, batch, seq)
+        loaded = load_to_compile(model, batch, seq, onnx)
     return compile_loaded(loaded, target=target, num_threads=threads).report

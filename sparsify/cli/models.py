@@ -1,4 +1,4 @@
-"""MODEL on the command line: a .pt2 file, a Hugging Face folder, or ``module:factory``."""
+"""MODEL on the command line: .pt2 or .onnx file, Hugging Face folder, or ``module:factory``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from sparsify.bench.models import load_exported
 from sparsify.cli.huggingface import load_folder
+from sparsify.cli.onnx import OnnxOptions
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LoadedModel:
     """A model and inputs to call it with: a tuple of arguments or ``(args, kwargs)``."""
 
     name: str
-    kind: Literal["pt2", "huggingface", "factory"]
+    kind: Literal["pt2", "onnx", "huggingface", "factory"]
     model: torch.nn.Module | ExportedProgram
     inputs: Any
 
@@ -41,11 +42,17 @@ class LoadedModel:
         return self.kind == "huggingface" and bool(getattr(self.model, "can_generate", bool)())
 
 
-def load_model(text: str, batch: int | None = None, seq: int | None = None) -> LoadedModel:
+def load_model(
+    text: str,
+    batch: int | None = None,
+    seq: int | None = None,
+    onnx: OnnxOptions | None = None,
+) -> LoadedModel:
     """Loads what ``text`` names, in evaluation mode.
 
     Args:
         batch, seq: sizes of the example inputs, where we are the ones who make them.
+        onnx: shapes and constants of inputs of an ONNX file.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -55,17 +62,18 @@ def load_model(text: str, batch: int | None = None, seq: int | None = None) -> L
         if size is not None and size < 1:
             raise ValueError(f"{name} {size} must be at least 1")
     path = Path(text)
+    if path.suffix == ".onnx" and not path.is_dir():
+        with quiet():
+            exported = (onnx or OnnxOptions()).load(text, batch, seq)
+        return LoadedModel(text, "onnx", exported, exported.example_inputs)
+    if onnx:
+        raise ValueError(f"{text}: --shape and --constant are for ONNX files")
     if path.is_dir():
         with quiet():
             model, inputs = load_folder(path, batch or 1, seq)
         return LoadedModel(text, "huggingface", model, inputs)
     if path.suffix == ".pt2":
         return _load_pt2(path, batch, seq)
-    if path.suffix == ".onnx":
-        raise ValueError(
-            f"{text}: ONNX files cannot be read yet; export the PyTorch model with "
-            "torch.export.save to a .pt2 file"
-        )
     if path.suffix == ".sparsify":
         raise ValueError(f"{text} is compiled already; pass the model that it was compiled from")
     if ":" in text:
@@ -75,7 +83,7 @@ def load_model(text: str, batch: int | None = None, seq: int | None = None) -> L
     raise FileNotFoundError(f"{text}: no such file or folder; {_ACCEPTED}")
 
 
-_ACCEPTED = "MODEL is a .pt2 file, a Hugging Face folder, or module:factory"
+_ACCEPTED = "MODEL is a .pt2 or .onnx file, a Hugging Face folder, or module:factory"
 
 
 def _load_pt2(path: Path, batch: int | None, seq: int | None) -> LoadedModel:
@@ -132,13 +140,15 @@ def need_inputs(loaded: LoadedModel) -> LoadedModel:
     return loaded
 
 
-def load_to_compile(text: str, batch: int | None, seq: int | None) -> LoadedModel:
+def load_to_compile(
+    text: str, batch: int | None, seq: int | None, onnx: OnnxOptions | None = None
+) -> LoadedModel:
     """`load_model` with what a compilation needs: example inputs, or a model that generates.
 
     Raises:
         ValueError: there are no inputs, or sizes are given for a model that takes them all.
     """
-    loaded = need_inputs(load_model(text, batch, seq))
+    loaded = need_inputs(load_model(text, batch, seq, onnx))
     if loaded.generates and (batch is not None or seq is not None):
         raise ValueError(
             f"{text}: --batch and --seq do not apply to a language model, which is compiled for "

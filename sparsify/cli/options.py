@@ -10,8 +10,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A .pt2 file, a Hugging Face folder, or module:factory (a callable that returns a "
-        "model, or a model and its example inputs).",
+        help="A .pt2 or .onnx file, a Hugging Face folder, or module:factory (a callable that "
+        "returns a model, or a model and its example inputs).",
         show_default=False,
     ),
 ]
@@ -22,4 +22,19 @@ Threads = Annotated[
 ]
 Batch = Annotated[int | None, typer.Option(help="Batch size of the inputs.", show_default="1")]
 Seq = Annotated[int | None, typer.Option(help="Tokens in a sequence.", show_default="128")]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=SIZES",
+        help="Shape of an input of an ONNX file, as 'x=1,3,224,224' or, with dynamic sizes, "
+        "'x=batch,3,?,?'; may be repeated.",
+    ),
+]
+Constant = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Value of an input of an ONNX file that then is none any more; may be repeated.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

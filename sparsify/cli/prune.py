@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from sparsify.cli import options
 from sparsify.cli.console import command, show, show_json, step
 from sparsify.cli.models import LoadedModel, load_model, need_inputs, quiet
+from sparsify.cli.onnx import OnnxOptions
 from sparsify.pruning import Unstructured
 
 
@@ -38,12 +39,14 @@ def prune(
     ] = None,
     batch: options.Batch = None,
     seq: options.Seq = None,
+    shape: options.Shape = None,
+    constant: options.Constant = None,
     as_json: options.Json = False,
 ) -> None:
     """Zero the smallest weights of MODEL and save it."""
     method = Unstructured(sparsity, scope, tuple(skip or ()))  # type: ignore[arg-type]
     with step(f"loading {model}"):
-        loaded = load_model(model, batch, seq)
+        loaded = load_model(model, batch, seq, OnnxOptions.of(shape, constant))
     _check_output(loaded, output)
     with step("pruning"):
         report = method.apply(loaded.model)

@@ -1,4 +1,7 @@
-"""ONNX models as exported programs, from which the way of a PyTorch model goes on."""
+"""ONNX models as exported programs, from which the way of a PyTorch model goes on.
+
+.onnx --read_onnx--> OnnxModel --OnnxModule--> nn.Module --torch.export--> ExportedProgram
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,118 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from sparsify.frontend.examples import Examples, serve_size_one
-from sparsify.frontend.onnx.examples import example
-from sparsify.frontend.onnx.file import read_onnx
+from sparsify.frontend.onnx.examples import ExampleSizes, candidates, given
+from sparsify.frontend.onnx.file import Shapes, read_onnx
+from sparsify.frontend.onnx.interpreter import Problem
 from sparsify.frontend.onnx.model import OnnxModel
-from sparsify.frontend.onnx.module import OnnxModule
+from sparsify.frontend.onnx.module import OnnxModule, is_free
 
 
 def capture_onnx(
-    path: str | os.PathLike[str], examples: Mapping[str, torch.Tensor] | None = None
+    path: str | os.PathLike[str],
+    example_inputs: Any = None,
+    *,
+    shapes: Shapes | None = None,
+    constants: Mapping[str, Any] | None = None,
+    dynamic: bool = True,
+    sizes: ExampleSizes | None = None,
 ) -> ExportedProgram:
-    """The model in an ONNX file as torch.export sees it."""
-    return export(read_onnx(path), examples)
+    """The model in an ONNX file as torch.export sees it.
+
+    Arguments are called like the file's inputs, made into Python identifiers; results are a dict
+    by the names of its outputs. Dims with a name, or with none, are dynamic, and those of one name
+    are one size. A `Shapes` entry makes them static, or names them.
+
+    Args:
+        example_inputs: a tuple in the file's order, or a dict by name; None makes them.
+        shapes, constants: see `sparsify.frontend.onnx.file.prepare`.
+        dynamic: False for the sizes of the example inputs alone.
+        sizes: of the example inputs that are made.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: what is wrong with the file or the arguments, or
+            every node that cannot be imported, and why.
+    """
+    model = read_onnx(path, shapes=shapes, constants=constants)
+    return export(model, example_inputs, dynamic=dynamic, sizes=sizes)
 
 
-def export(model: OnnxModel, examples: Mapping[str, torch.Tensor] | None = None) -> ExportedProgram:
-    """A model that was read as torch.export sees it."""
+def export(
+    model: OnnxModel,
+    example_inputs: Any = None,
+    *,
+    dynamic: bool = True,
+    sizes: ExampleSizes | None = None,
+) -> ExportedProgram:
+    """A model that was read as torch.export sees it; arguments as `capture_onnx`."""
+    if not model.inputs:
+        raise ValueError(f"{model.path}: has no inputs, so there is nothing to compile")
     module = OnnxModule(model)
-    given = examples or {i.name: example(i) for i in model.inputs}
-    inputs = {a: given[i.name] for a, i in zip(module.arguments, model.inputs, strict=True)}
-    problems = module.collect(inputs.values())
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise ValueError(f"{model.path}: {len(problems)} nodes cannot be imported:{listed}")
-    shapes: dict[str, Any] = {
-        argument: {d: Dim.AUTO for d, size in enumerate(declared.dims) if not isinstance(size, int)}
-        for argument, declared in zip(module.arguments, model.inputs, strict=True)
+    examples = _examples(model, module, example_inputs, dynamic, sizes or ExampleSizes())
+    _check_weights(model, module)
+    named = dict(zip(module.arguments, examples, strict=True))
+    free = {
+        argument: {
+            dim: Dim.AUTO
+            for dim in range(example.dim())
+            if is_free(declared, example, dim, dynamic)
+        }
+        for (argument, example), declared in zip(named.items(), model.inputs, strict=True)
     }
-    with torch.no_grad():
-        exported = torch.export.export(module, (), inputs, dynamic_shapes=shapes)
-    return serve_size_one(exported, Examples((), inputs), module)
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, (), named, dynamic_shapes=free)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f"{model.path}: cannot be exported at dynamic sizes: "
+            f"{lines[0] if lines else type(error).__name__}; fix sizes by shapes={{name: sizes}}, "
+            "on the command line by --shape name=1,3,224,224"
+        ) from error
+
+
+def _examples(
+    model: OnnxModel,
+    module: OnnxModule,
+    example_inputs: Any,
+    dynamic: bool,
+    sizes: ExampleSizes,
+) -> list[torch.Tensor]:
+    """Inputs at which all nodes run."""
+    if example_inputs is not None:
+        tensors = given(model, module.arguments, example_inputs)
+        problems = module.collect(tensors, dynamic)
+        if problems:
+            raise ValueError(_listed(model, problems))
+        return tensors
+    first: list[Problem] = []
+    for tensors in candidates(model, sizes):
+        problems = module.collect(tensors, dynamic)
+        if not problems:
+            return tensors
+        first = first or problems
+        if not all(problem.of_sizes for problem in problems):
+            break  # other sizes would not help
+    raise ValueError(_listed(model, first))
+
+
+def _listed(model: OnnxModel, problems: list[Problem]) -> str:
+    count = f"{len(problems)} node{'s' if len(problems) > 1 else ''}"
+    lines = "".join(f"\n  {problem.text}" for problem in problems)
+    text = f"{model.path}: {count} cannot be imported:{lines}"
+    if any(problem.of_sizes for problem in problems):
+        text += (
+            "\nIf these sizes are wrong, give others by shapes={name: sizes}, on the command line "
+            "by --shape name=1,3,224,224"
+        )
+    return text
+
+
+def _check_weights(model: OnnxModel, module: OnnxModule) -> None:
+    for name, weight in module.named_parameters():
+        if weight.dtype != torch.float32:
+            raise ValueError(
+                f"{model.path}: weight {name!r} of shape {tuple(weight.shape)} is {weight.dtype}; "
+                "floating-point weights must be float32: convert the file, for example by Cast "
+                "nodes or by exporting the model again"
+            )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper
@@ -22,11 +23,6 @@ OLDEST = 7
 """The first version of the standard operators that is read."""
 
 Shapes = Mapping[str, tuple[int | str | None, ...]]
-
-
-def is_onnx(model: object) -> bool:
-    """Whether it is the path of an ONNX file, by its name."""
-    return isinstance(model, str | os.PathLike) and os.fspath(model).endswith(".onnx")
 
 
 def read_onnx(

@@ -16,10 +16,20 @@ class Input:
     dtype: torch.dtype
     dims: tuple[int | str | None, ...]
 
+    def text(self) -> str:
+        """The shape as one reads it: ``(batch, 3, ?, ?)``."""
+        return f"({', '.join('?' if size is None else str(size) for size in self.dims)})"
+
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """A graph without model-local functions and without sparse or external initializers."""
+    """A graph without model-local functions and without sparse or external initializers.
+
+    Attributes:
+        path: what error messages call it.
+        versions: of each operator domain.
+        inputs, outputs: those that a caller gives and gets, in the file's order.
+    """
 
     path: str
     graph: onnx.GraphProto

@@ -53,8 +53,11 @@ Value: TypeAlias = Constant | np.ndarray | torch.Tensor | None
 
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
-    """Within it operators compute with real tensors, although a trace is under way."""
-    with _disable_current_modes(), torch.no_grad():
+    """Within it operators compute with real tensors, although a trace is under way.
+
+    Not even changes of the mode of gradients are seen, of which torch.export makes sub-graphs.
+    """
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
         yield
 
 

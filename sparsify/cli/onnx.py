@@ -1,0 +1,69 @@
+"""ONNX files on the command line: ``--shape x=1,3,?,?`` and ``--constant rate=16000``."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """What the options ``--shape`` and ``--constant`` say about inputs, as they were typed."""
+
+    shapes: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, shape: Sequence[str] | None, constant: Sequence[str] | None) -> OnnxOptions:
+        return cls(tuple(shape or ()), tuple(constant or ()))
+
+    def __bool__(self) -> bool:
+        return bool(self.shapes or self.constants)
+
+    def load(self, path: str, batch: int | None, seq: int | None) -> ExportedProgram:
+        """The model in an ONNX file.
+
+        Args:
+            batch, seq: sizes of the example inputs that are made: of dynamic dims, the first of an
+                input and the others.
+        """
+        from sparsify.frontend.onnx.capture import capture_onnx
+        from sparsify.frontend.onnx.examples import ExampleSizes
+
+        return capture_onnx(
+            path,
+            shapes=dict(_shape(text) for text in self.shapes),
+            constants=dict(_constant(text) for text in self.constants),
+            sizes=ExampleSizes(batch, seq),
+        )
+
+
+def _shape(text: str) -> tuple[str, tuple[int | str | None, ...]]:
+    """``x=batch,3,?``: a name and its sizes; input names may hold anything but the last ``=``."""
+    name, equals, sizes = text.rpartition("=")
+    parts = [part.strip() for part in sizes.split(",")] if sizes.strip() else []
+    if not equals or not name or not all(parts):
+        raise ValueError(f"--shape {text}: write NAME=SIZES, such as x=1,3,224,224")
+    return name, tuple(_size(part) for part in parts)
+
+
+def _size(part: str) -> int | str | None:
+    if part == "?":
+        return None
+    return int(part) if part.lstrip("-").isdigit() else part
+
+
+def _constant(text: str) -> tuple[str, Any]:
+    name, equals, value = text.rpartition("=")
+    try:
+        if not equals or not name:
+            raise ValueError
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"--constant {text}: write NAME=VALUE with a number or a list, such as rate=16000"
+        ) from error
