@@ -54,8 +54,10 @@ def dequantize_linear(
     node: Node, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
 ) -> torch.Tensor:
     axis, block = node.get("axis", 1), node.get("block_size", 0)
-    dtype = torch_type(node.get("output_dtype", 0) or 1) if "output_dtype" in node.attributes else (
-        scale.dtype
+    dtype = (
+        torch_type(node.get("output_dtype", 0) or 1)
+        if "output_dtype" in node.attributes
+        else (scale.dtype)
     )
     if zero is not None:
         zero = None if zero.dtype.is_floating_point else spread(zero.float(), x, axis, block)

@@ -60,9 +60,7 @@ def _transform(
 
 
 @operator("DFT", since=17, host=("length",))
-def dft_by_attribute(
-    node: Node, x: torch.Tensor, length: np.ndarray | None = None
-) -> torch.Tensor:
+def dft_by_attribute(node: Node, x: torch.Tensor, length: np.ndarray | None = None) -> torch.Tensor:
     return _dft(node, x, length, node.get("axis", 1))
 
 
