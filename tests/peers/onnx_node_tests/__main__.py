@@ -48,9 +48,7 @@ def main(
         sys.exit(1)
 
 
-def _print_summary(
-    cases: tuple[Case, ...], outcomes: dict[str, Outcome], seconds: float
-) -> None:
+def _print_summary(cases: tuple[Case, ...], outcomes: dict[str, Outcome], seconds: float) -> None:
     counts = count_by_verdict(outcomes.values())
     passed = sum(outcome.passed for outcome in outcomes.values())
     print(f"{passed} of {len(outcomes)} pass, in {seconds:.0f} s:")
