@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sparsify
+from benchmarks.cells import verdict
 from benchmarks.checkpoints import SMOLLM2
 from benchmarks.steps import DecodeStep
 from sparsify.bench import (
@@ -263,9 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
         if len(group) == len(given.sparsity):
             console.print(table(group))
             group = []
-    if wrong:
-        print(f"{wrong} cells exceed an error of {TOLERANCE:.0e}", file=sys.stderr)
-    return 1 if wrong else 0
+    return verdict(wrong, TOLERANCE)
 
 
 if __name__ == "__main__":

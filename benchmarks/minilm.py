@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.cells import verdict
 from sparsify.bench import (
     Machine,
     OnnxModel,
@@ -142,9 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps({**cell, "machine": machine.to_dict()}, sort_keys=True), flush=True)
         else:
             print_cell(cell)
-    if wrong:
-        print(f"{wrong} cells exceed an error of {TOLERANCE:.0e}", file=sys.stderr)
-    return 1 if wrong else 0
+    return verdict(wrong, TOLERANCE)
 
 
 if __name__ == "__main__":

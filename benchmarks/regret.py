@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cells import WIDTH
 from benchmarks.linears import Weight, random_weight
 from sparsify.bench import Machine, threads
 from sparsify.layouts import Layout, form_of
@@ -29,8 +30,6 @@ from sparsify.layouts import Layout, form_of
 SHAPES = ("768x768", "3072x768", "768x3072", "384x384", "1536x384")
 SPARSITIES = (0, 30, 50, 60, 70, 80, 90, 95)
 TOKENS, THREADS = (1, 2, 4, 8, 16, 32, 128, 512), (1, 2)
-WIDTH = 140
-"""Columns of the tables in a file."""
 
 
 def measure(weights: Sequence[Weight], given: argparse.Namespace, count: int) -> list[Any]:

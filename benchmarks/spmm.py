@@ -16,8 +16,6 @@ largest against float64, over the output's largest value.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import re
 import statistics
 import sys
@@ -27,14 +25,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import dlmc
+from benchmarks.cells import (
+    TOLERANCE,
+    Cell,
+    completed,
+    interval,
+    parser,
+    publish,
+    thread_counts,
+    worst,
+)
 from benchmarks.linears import Kernels, Weight, random_weight
 from sparsify.bench import (
-    MATMUL_PEERS,
-    Machine,
     fastest,
     interleave,
     matmul_peers,
@@ -45,16 +50,10 @@ from sparsify.bench import (
 
 SHAPES = ("768x768", "3072x768", "768x3072", "384x384", "1536x384")
 SPARSITIES = (0, 30, 50, 60, 70, 80, 90, 95)
-TOKENS, THREADS = (16, 32, 128, 512), (1, 2)
+TOKENS = (16, 32, 128, 512)
 QUICK = {"shapes": SHAPES[3:], "sparsity": (0, 50, 90), "tokens": (16, 128), "rounds": 5}
-TOLERANCE = 1e-5
-"""Largest relative error that we promise."""
-WIDTH = 140
-"""Columns of the tables in a file."""
 SUMMARY = 128
 """Tokens of the cells that the means are over."""
-SLOWER = 0.97
-"""A cell whose whole interval lies below counts as slower than dense."""
 
 
 def dlmc_weights(path: Path) -> Iterator[Weight]:
@@ -70,7 +69,7 @@ def dlmc_weights(path: Path) -> Iterator[Weight]:
 
 def measure(
     kernels: Kernels, weights: Sequence[Weight], tokens: int, given: argparse.Namespace, count: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Cell]:
     """The cells of weights of one shape, all timed in turns with the same peers."""
     from sparsify.codegen.runtime import pool
 
@@ -125,7 +124,7 @@ def groups(given: argparse.Namespace) -> list[list[Weight]]:
     return collected
 
 
-def table(cells: Sequence[dict[str, Any]]) -> Table:
+def table(cells: Sequence[Cell]) -> Table:
     """What was measured together."""
     cell = cells[0]
     peers = ", ".join(f"{name} {us:.1f} us" for name, us in cell["peers_us"].items())
@@ -145,22 +144,18 @@ def table(cells: Sequence[dict[str, Any]]) -> Table:
             re.sub(r"\w+=", "", cell["layout"]).replace("{", " ").rstrip("}"),
             f"{cell['us']['lanes']:.1f}",
             f"{cell['gflops']:.0f}",
-            _interval(cell["speedup"]["lanes"]),
+            interval(cell["speedup"]["lanes"]),
             f"{cell['us']['rows']:.1f}",
-            _interval(cell["speedup"]["rows"]),
+            interval(cell["speedup"]["rows"]),
             f"{cell['max_rel_error']:.0e}",
         )
     return made
 
 
-def _interval(speedup: dict[str, float]) -> str:
-    return f"{speedup['median']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
-
-
-def means(cells: Sequence[dict[str, Any]], tokens: int) -> Table:
+def means(cells: Sequence[Cell], tokens: int) -> Table:
     """Geometric means over the shapes or layers of one sparsity."""
 
-    def key(cell: dict[str, Any]) -> tuple[str, int, int]:
+    def key(cell: Cell) -> tuple[str, int, int]:
         return cell["origin"], cell["threads"], cell["sparsity"]
 
     made = Table(
@@ -181,70 +176,30 @@ def means(cells: Sequence[dict[str, Any]], tokens: int) -> Table:
     return made
 
 
-def worst(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The cells that are slower than dense, or least faster."""
-    slower = sum(cell["speedup"]["lanes"]["high"] < SLOWER for cell in cells)
-    yield f"{slower} of {len(cells)} cells are slower than dense (interval below {SLOWER}). Worst:"
-    for cell in sorted(cells, key=lambda cell: cell["speedup"]["lanes"]["median"])[:5]:
-        yield (
-            f"  {_interval(cell['speedup']['lanes'])}  {'x'.join(map(str, cell['shape']))} "
-            f"{cell['weight']}, {cell['tokens']} tokens, threads {cell['threads']}: "
-            f"{cell['layout']} against {cell['best_peer']}"
-        )
+def summary(cells: Sequence[Cell]) -> Iterator[Any]:
+    if any(cell["tokens"] == SUMMARY for cell in cells):
+        yield means(cells, SUMMARY)
+    yield from worst(cells, lambda cell: cell["speedup"]["lanes"], lambda cell: cell["weight"])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shapes", nargs="*", help="OUTxIN; nothing for DLMC alone")
-    parser.add_argument("--sparsity", type=int, nargs="+", help="percent")
-    parser.add_argument("--tokens", type=int, nargs="+")
-    parser.add_argument("--threads", type=int, nargs="+", default=THREADS)
-    parser.add_argument("--dlmc", type=Path, help="folder or archive of DLMC patterns")
-    parser.add_argument("--against", nargs="+", default=tuple(MATMUL_PEERS))
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=float, default=0.015, help="length of one turn")
-    parser.add_argument("--quick", action="store_true", help="few cells and rounds")
-    parser.add_argument("--json", action="store_true", help="one record a line, no tables")
-    parser.add_argument("--output", type=Path, help="also write the records to this file")
-    given = parser.parse_args(arguments)
+    options = parser(__doc__, seconds=0.015)
+    options.add_argument("--shapes", nargs="*", help="OUTxIN; nothing for DLMC alone")
+    options.add_argument("--dlmc", type=Path, help="folder or archive of DLMC patterns")
     full = {"shapes": SHAPES, "sparsity": SPARSITIES, "tokens": TOKENS, "rounds": 12}
-    for name, value in (QUICK if given.quick else full).items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
-    return given
+    return completed(options.parse_args(arguments), full, QUICK)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 when an error exceeds what we promise."""
     given = parse(arguments)
-    width = None if sys.stdout.isatty() else WIDTH
-    console = Console(quiet=given.json, highlight=False, width=width)
-    machine = Machine.here()
-    console.print(f"fp32 linear, {machine.line(max(given.threads))}")
     collected = groups(given)
     kernels = Kernels([w for group in collected for w in group], given.tokens, given.threads)
-    cells: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        files = [sys.stdout] if given.json else []
-        if given.output is not None:
-            files.append(stack.enter_context(given.output.open("w")))
-        # The most threads first: those that a peer starts keep to the processors of that moment.
-        counts = sorted(given.threads, reverse=True)
-        for count, group, tokens in product(counts, collected, given.tokens):
-            found = list(measure(kernels, group, tokens, given, count))
-            cells += found
-            console.print(table(found))
-            for cell, file in product(found, files):
-                record = {**cell, "machine": machine.to_dict()}
-                print(json.dumps(record, sort_keys=True), file=file, flush=True)
-    for tokens in set(given.tokens) & {SUMMARY}:
-        console.print(means(cells, tokens))
-    for line in worst(cells):
-        console.print(line)
-    wrong = sum(not cell["max_rel_error"] <= TOLERANCE for cell in cells)
-    if wrong:
-        print(f"{wrong} cells exceed an error of {TOLERANCE:.0e}", file=sys.stderr)
-    return 1 if wrong else 0
+    measured = (
+        list(measure(kernels, group, tokens, given, count))
+        for count, group, tokens in product(thread_counts(given), collected, given.tokens)
+    )
+    return publish("fp32 linear", given, measured, table, summary)
 
 
 if __name__ == "__main__":

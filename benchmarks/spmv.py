@@ -16,25 +16,29 @@ cost model has them); its share of our time is what we reach of it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cells import (
+    TOLERANCE,
+    Cell,
+    completed,
+    interval,
+    parser,
+    publish,
+    thread_counts,
+    worst,
+)
 from benchmarks.linears import Weight, built, cheapest, random_weight
 from benchmarks.stream import Stream
 from sparsify.bench import (
-    MATMUL_PEERS,
-    Machine,
     fastest,
     interleave,
     matmul_peers,
@@ -46,15 +50,11 @@ from sparsify.layouts import Layout, WeightStats
 
 SHAPES = ("4096x4096", "11008x4096", "1536x384")
 SPARSITIES = (0, 50, 60, 70, 80, 90, 95)
-TOKENS, THREADS = (1, 2, 4, 8), (1, 2)
+TOKENS = (1, 2, 4, 8)
 VALUES = ("fp32", "bf16")
 QUICK = {"shapes": SHAPES[2:], "sparsity": (0, 50, 80), "tokens": (1, 4), "rounds": 5}
-TOLERANCE = 1e-5
-"""Largest relative error that we promise."""
 _STREAM = 8 << 20
 """Bytes of one streaming read: about what a sparse weight has, so that both are as long."""
-SLOWER = 0.97
-"""A cell whose whole interval lies below counts as slower than dense."""
 
 
 class Turns:
@@ -133,7 +133,7 @@ def _shared(tensor: torch.Tensor) -> Any:
 
 def measure(
     weights: Sequence[Weight], tokens: int, given: argparse.Namespace, count: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Cell]:
     """The cells of weights of one shape, all timed in turns with the same peers."""
     from sparsify.codegen.runtime import pool
 
@@ -185,7 +185,7 @@ def measure(
         }
 
 
-def table(cells: Sequence[dict[str, Any]]) -> Table:
+def table(cells: Sequence[Cell]) -> Table:
     """What was measured together."""
     cell = cells[0]
     peers = ", ".join(f"{name} {us:.0f} us" for name, us in cell["peers_us"].items())
@@ -207,26 +207,17 @@ def table(cells: Sequence[dict[str, Any]]) -> Table:
             f"{cell['us']:.1f}",
             f"{cell['bytes'] / cell['us'] / 1e3:.1f}",
             f"{cell['of_limit']:.0%}",
-            _interval(cell["speedup"]),
+            interval(cell["speedup"]),
             f"{cell['max_rel_error']:.0e}",
         )
     return made
 
 
-def _interval(speedup: dict[str, float]) -> str:
-    return f"{speedup['median']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
+def summary(cells: Sequence[Cell]) -> Iterator[str]:
+    def name(cell: Cell) -> str:
+        return f"{cell['sparsity']}% {cell['values']}"
 
-
-def worst(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The cells that are slower than dense, or least faster."""
-    slower = sum(cell["speedup"]["high"] < SLOWER for cell in cells)
-    yield f"{slower} of {len(cells)} cells are slower than dense (interval below {SLOWER}). Worst:"
-    for cell in sorted(cells, key=lambda cell: cell["speedup"]["median"])[:5]:
-        yield (
-            f"  {_interval(cell['speedup'])}  {'x'.join(map(str, cell['shape']))} "
-            f"{cell['sparsity']}% {cell['values']}, tokens {cell['tokens']}, threads "
-            f"{cell['threads']}: {cell['layout']} against {cell['best_peer']}"
-        )
+    yield from worst(cells, lambda cell: cell["speedup"], name)
 
 
 def rounded(shape: str, sparsity: int) -> Weight:
@@ -235,55 +226,26 @@ def rounded(shape: str, sparsity: int) -> Weight:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shapes", nargs="+", help="OUTxIN")
-    parser.add_argument("--sparsity", type=int, nargs="+", help="percent")
-    parser.add_argument("--tokens", type=int, nargs="+")
-    parser.add_argument("--threads", type=int, nargs="+", default=THREADS)
-    parser.add_argument("--values", choices=VALUES, nargs="+", default=VALUES)
-    parser.add_argument("--against", nargs="+", default=tuple(MATMUL_PEERS))
-    parser.add_argument("--cold", type=float, default=256, help="MB that copies fill, for each")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=float, default=0.03, help="length of one turn")
-    parser.add_argument("--quick", action="store_true", help="few cells and rounds")
-    parser.add_argument("--json", action="store_true", help="one record a line, no tables")
-    parser.add_argument("--output", type=Path, help="also write the records to this file")
-    given = parser.parse_args(arguments)
+    options = parser(__doc__, seconds=0.03)
+    options.add_argument("--shapes", nargs="+", help="OUTxIN")
+    options.add_argument("--values", choices=VALUES, nargs="+", default=VALUES)
+    options.add_argument("--cold", type=float, default=256, help="MB that copies fill, for each")
     full = {"shapes": SHAPES, "sparsity": SPARSITIES, "tokens": TOKENS, "rounds": 12}
-    for name, value in (QUICK if given.quick else full).items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
-    return given
+    return completed(options.parse_args(arguments), full, QUICK)
+
+
+def measured(given: argparse.Namespace) -> Iterator[list[Cell]]:
+    counts = thread_counts(given)
+    for count, shape, tokens in itertools.product(counts, given.shapes, given.tokens):
+        weights = [rounded(shape, sparsity) for sparsity in given.sparsity]
+        yield list(measure(weights, tokens, given, count))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 when an error exceeds what we promise."""
     given = parse(arguments)
-    width = None if sys.stdout.isatty() else 140
-    console = Console(quiet=given.json, highlight=False, width=width)
-    machine = Machine.here()
-    console.print(f"few tokens, cold weights, {machine.line(max(given.threads))}")
-    cells: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        files = [sys.stdout] if given.json else []
-        if given.output is not None:
-            files.append(stack.enter_context(given.output.open("w")))
-        # The most threads first: those that a peer starts keep to the processors of that moment.
-        counts = sorted(given.threads, reverse=True)
-        for count, shape, tokens in itertools.product(counts, given.shapes, given.tokens):
-            weights = [rounded(shape, sparsity) for sparsity in given.sparsity]
-            found = list(measure(weights, tokens, given, count))
-            cells += found
-            console.print(table(found))
-            for cell, file in itertools.product(found, files):
-                record = {**cell, "machine": machine.to_dict()}
-                print(json.dumps(record, sort_keys=True), file=file, flush=True)
-    for line in worst(cells):
-        console.print(line)
-    wrong = sum(not cell["max_rel_error"] <= TOLERANCE for cell in cells)
-    if wrong:
-        print(f"{wrong} cells exceed an error of {TOLERANCE:.0e}", file=sys.stderr)
-    return 1 if wrong else 0
+    title = "few tokens, cold weights"
+    return publish(title, given, measured(given), table, summary)
 
 
 if __name__ == "__main__":

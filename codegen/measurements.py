@@ -16,8 +16,10 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
+
+from sparsify.report import Notice
+from sparsify.sources import sources_digest
 
 Times = Mapping[str, Sequence[float]]
 """Layout spec -> seconds at each token count of the entry."""
@@ -62,7 +64,7 @@ class Measurements:
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as cause:
-            warnings.warn(f"measured times are not kept: {cause}", stacklevel=2)
+            warnings.warn(f"measured times are not kept: {cause}", Notice, stacklevel=2)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -87,16 +89,9 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-@cache
 def kernel_sources() -> str:
-    """SHA-256 over the sources that a kernel's time depends on."""
+    """The digest of the sources that a kernel's time depends on."""
     import sparsify.codegen
     import sparsify.layouts
 
-    total = hashlib.sha256()
-    for package in (sparsify.codegen, sparsify.layouts):
-        folder = Path(package.__path__[0])
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".c", ".h")):
-            total.update(str(path.relative_to(folder)).encode())
-            total.update(path.read_bytes())
-    return total.hexdigest()
+    return sources_digest(sparsify.codegen, sparsify.layouts)

@@ -8,7 +8,7 @@ model and lowering find it here and need no change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sparsify.codegen.isa import Isa
 from sparsify.layouts import Form, Layout, form_of
@@ -59,6 +59,20 @@ class LinearKernels(Protocol):
 
     def tasks(self, isa: Isa, layout: Any, shape: tuple[int, int], tokens: int) -> int:
         """Equal parts into which one call is divided between threads."""
+        ...
+
+
+@runtime_checkable
+class GatedKernels(Protocol):
+    """`LinearKernels` that can apply the gate of a gated feed-forward network as well."""
+
+    def gated_kernel(
+        self, isa: Isa, site: LinearSite, layout: Any, activation: str
+    ) -> Kernel | None:
+        """Takes what the kernel of the site takes and fills half as many features with
+        ``activation(first half) * second half``; None where a weight in this layout cannot be so
+        computed.
+        """
         ...
 
 

@@ -18,13 +18,11 @@ import torch
 from sparsify.codegen.measurements import Measurements, kernel_sources
 from sparsify.codegen.target import host_model
 from sparsify.codegen.timing import in_turns
-from sparsify.layouts import Dense, Layout, PackedDense, WeightStats
+from sparsify.layouts import Layout, WeightStats
 
 if TYPE_CHECKING:
     from sparsify.codegen.cost import CpuCostModel
     from sparsify.codegen.trial import Trial, TrialLibrary
-
-_DENSE = (Dense.name, PackedDense.name)
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class TunedCostModel:
                 return self.predicted.linear_seconds(layout, stats.shape, stats.nnz, count)
 
             fitting.sort(key=seconds)
-            dense = [layout for layout in fitting if layout.name in _DENSE]
+            dense = [layout for layout in fitting if layout.is_dense]
             chosen.update(dict.fromkeys((*fitting[: self.effort.layouts], *dense[:1])))
         return tuple(chosen)
 

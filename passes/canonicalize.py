@@ -32,7 +32,7 @@ from sparsify.passes.canonical_types import (
     finite_fill,
     typed_scalar_division,
 )
-from sparsify.passes.graph import arguments, aten, same_shape, shape_of
+from sparsify.passes.graph import COPIES, arguments, aten, same_shape, shape_of
 from sparsify.passes.iota import is_whole_slice
 from sparsify.passes.strided import let_views_copy
 from sparsify.report import Decision
@@ -42,10 +42,7 @@ Rule = Callable[[Rewriter, fx.Node], fx.Node | None]
 """The value that replaces a node, inserted before it; None where the rule does not apply."""
 
 _COPIES = (
-    aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.contiguous.default,
+    *COPIES,
     aten.lift_fresh_copy.default,
     aten.lift_fresh.default,
 )

@@ -151,6 +151,7 @@ def _mean_square(root: fx.Node) -> tuple[fx.Node, float] | None:
 
 
 def _orders(node: Any, target: Any) -> Iterable[tuple[fx.Node, fx.Node]]:
+    """The operands of a call of ``target``, which commutes, in both orders; none of other nodes."""
     if isinstance(node, fx.Node) and node.target == target and all(map(is_tensor, node.args[:2])):
         left, right = operand(node), operand(node, 1)
         yield left, right

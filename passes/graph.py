@@ -15,7 +15,7 @@ from sparsify.rewriter import Rewriter
 aten = torch.ops.aten
 Extent = int | torch.SymInt
 
-_COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default)
+COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def sole_user(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
     if len(users) != 1 or users[0].op != "call_function":
         return None
-    return sole_user(users[0]) if users[0].target in _COPIES else users[0]
+    return sole_user(users[0]) if users[0].target in COPIES else users[0]
 
 
 def past_copies(node: Any) -> Any:
     """The value that ``node`` copies, through any number of copies."""
-    while isinstance(node, fx.Node) and node.target in _COPIES:
+    while isinstance(node, fx.Node) and node.target in COPIES:
         node = node.args[0]
     return node
 

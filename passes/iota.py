@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sparsify.passes.graph import Extent, arguments, aten, same, shape_of
+from sparsify.passes.graph import COPIES, Extent, arguments, aten, same, shape_of
 from sparsify.rewriter import Rewriter
 
 Scalar = int | float | bool
@@ -29,10 +29,7 @@ _FIXED = {
     aten.new_zeros.default: 0,
 }
 UNCHANGED = (
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.alias.default,
-    aten.detach.default,
+    *COPIES,
     aten.expand.default,
     aten.unsqueeze.default,
     aten.squeeze.dim,
@@ -42,6 +39,7 @@ UNCHANGED = (
     aten.slice.Tensor,
     aten._to_copy.default,
 )
+"""Operators whose result holds values of their operand, perhaps not all, and no others."""
 AND = (aten.bitwise_and.Tensor, aten.logical_and.default, aten.__and__.Tensor)
 OR = (aten.bitwise_or.Tensor, aten.logical_or.default, aten.__or__.Tensor)
 NOT = (aten.bitwise_not.default, aten.logical_not.default)

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 
 from sparsify.contracts import CostModel, MeasuringCostModel
-from sparsify.layouts import Dense, Form, Layout, PackedDense, WeightStats, form_of
-
-_DENSE = (Dense.name, PackedDense.name)
+from sparsify.layouts import Form, Layout, PackedDense, WeightStats, form_of
 
 
 class LayoutTimes:
@@ -31,8 +29,8 @@ class LayoutTimes:
         reasons = {layout: layout.fits(stats) for layout in offered}
         self.misfits = [reason for reason in reasons.values() if reason is not None]
         self._fitting = [layout for layout, reason in reasons.items() if reason is None]
-        dense = [layout for layout in self._fitting if is_dense(layout)]
-        sparse = [layout for layout in self._fitting if not is_dense(layout)]
+        dense = [layout for layout in self._fitting if layout.is_dense]
+        sparse = [layout for layout in self._fitting if not layout.is_dense]
         self.dense: Layout = min(dense or [PackedDense()], key=self.of)
         self.sparse = min(sparse, key=self.of) if sparse else None
 
@@ -83,7 +81,3 @@ class LayoutTimes:
 
     def nbytes(self, layout: Layout) -> int:
         return layout.estimate_nbytes(self.stats.shape, self.stats.nnz)
-
-
-def is_dense(layout: Layout) -> bool:
-    return layout.name in _DENSE

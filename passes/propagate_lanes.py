@@ -76,7 +76,7 @@ class PropagateLanes(GraphPass):
     row-major, where it has no lanes without a token to compute: a decode step has no lanes at all.
     Lanes past the last token may hold anything after such operators: nothing reads across lanes,
     and ``from_lanes`` drops them.
-    Specialising: run it last.
+    Specialising: run it after `SelectLayout`.
     """
 
     name = "propagate_lanes"

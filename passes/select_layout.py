@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,8 +12,8 @@ from torch import fx
 from sparsify import ops
 from sparsify.contracts import CostModel, MeasuringCostModel, PassContext, PassResult
 from sparsify.layouts import Dense, Form, Layout, WeightStats, form_of, parse
-from sparsify.passes.graph import arguments, hint, operand, product, shape_of
-from sparsify.passes.layout_times import LayoutTimes, is_dense
+from sparsify.passes.graph import arguments, operand
+from sparsify.passes.layout_times import LayoutTimes
 from sparsify.passes.sites import is_disabled, linear_site, named_weight, pack, stored_weight
 from sparsify.passes.sparse_linear import percent
 from sparsify.program import ProgramSet, Site
@@ -39,11 +39,13 @@ class SelectLayout:
     that they share one packing. A weight that is used at few tokens and at many is kept in two
     layouts where they are faster together and memory allows. Dense is one of the candidates; a
     dense weight that something else reads as a plain matrix, a tied embedding, stays one for few
-    tokens, so that it is in memory once. Specialising: it needs a cost model.
+    tokens, so that it is in memory once. What an earlier compilation measured is kept to.
+    Specialising: it needs a cost model.
 
     Attributes:
         layout: a layout spec to use wherever it fits, instead of choosing.
-        tokens: token count to choose for; 0 takes it from the example inputs.
+        tokens: token count to choose for; 0 for what the example inputs and the bounds of dynamic
+            dims let expect.
         both: most bytes of two layouts of a weight together, over its bytes in dense float32; 0
             for never two.
     """
@@ -90,12 +92,13 @@ class SelectLayout:
         site, weight = uses[0].site, uses[0].weight()
         stats = WeightStats.of(weight)
         times = LayoutTimes(cost, stats, [use.tokens for use in uses])
-        choice = self._choose(site, times, context)
+        choice = self._measured_before(site, times, context) or self._choose(site, times, context)
         few = choice.of.get("rows")
-        if few is not None and is_dense(few) and uses[0].is_one_of(plain) and times.offers(Dense()):
-            choice = _Choice(
-                {**choice.of, "rows": Dense()},
-                f"{choice.reason}; as the plain matrix that is in memory anyway",
+        if few is not None and few.is_dense and uses[0].is_one_of(plain) and times.offers(Dense()):
+            choice = replace(
+                choice,
+                of={**choice.of, "rows": Dense()},
+                reason=f"{choice.reason}; as the plain matrix that is in memory anyway",
             )
         packed: dict[Layout, dict[str, torch.Tensor]] = {}
         for use in uses:
@@ -109,7 +112,7 @@ class SelectLayout:
         return Decision(
             site.name,
             "linear",
-            "dense" if all(map(is_dense, packed)) else "sparse",
+            "dense" if all(layout.is_dense for layout in packed) else "sparse",
             choice.reason,
             self.name,
             shape=site.shape,
@@ -119,8 +122,22 @@ class SelectLayout:
             bytes_dense=weight.nbytes,
             predicted_seconds=times.together(choice.of),
             dense_seconds=times.of(times.dense),
-            measured_seconds=times.measured(choice.of),
+            measured_seconds=choice.measured or times.measured(choice.of),
         )
+
+    def _measured_before(
+        self, site: Site, times: LayoutTimes, context: PassContext
+    ) -> _Choice | None:
+        """The choice of an earlier compilation; None where it does not serve here."""
+        before = context.measured.get(site.name)
+        if before is None or self.layout or is_disabled(site.name, context.disabled_sites):
+            return None
+        layouts = {form: parse(spec) for form, spec in before.layouts.items()}
+        if layouts.keys() != times.tokens.keys() or not all(map(times.offers, layouts.values())):
+            return None
+        names = " and ".join(dict.fromkeys(layout.name for layout in layouts.values()))
+        reason = f"{percent(times.stats.density)} nonzero: {names}, measured when first compiled"
+        return _Choice(layouts, reason, before.seconds)
 
     def _choose(self, site: Site, times: LayoutTimes, context: PassContext) -> _Choice:
         nonzero = f"{percent(times.stats.density)} nonzero"
@@ -186,10 +203,15 @@ def _duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The layout for each form of activations in which the weight is used."""
+    """The layout for each form of activations in which the weight is used.
+
+    Attributes:
+        measured: seconds, where an earlier compilation measured them.
+    """
 
     of: dict[Form, Layout]
     reason: str
+    measured: float | None = None
 
 
 @dataclass(frozen=True)
@@ -204,7 +226,7 @@ class _Use:
     @classmethod
     def of(cls, rewriter: Rewriter, node: fx.Node, tokens: int) -> _Use:
         site = linear_site(rewriter, node)
-        return cls(rewriter, node, site, tokens or hint(product(shape_of(operand(node))[:-1])))
+        return cls(rewriter, node, site, tokens or ops.expected_tokens(operand(node).meta["val"]))
 
     @property
     def layout(self) -> Layout:

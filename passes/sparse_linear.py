@@ -82,7 +82,7 @@ class SparseLinear(GraphPass):
             )
         rewriter.replace(node, call)
         density = nnz / max(1, weight.numel())
-        is_sparse = layout.name != Dense.name
+        is_sparse = not layout.is_dense
         limit = f"{self.max_density:.0%} nonzero"
         return Decision(
             site_name(name),

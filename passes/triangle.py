@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from sparsify.passes.graph import arguments, aten, same, shape_of
-from sparsify.passes.iota import COMPARISONS, FLIPPED, NOT, UNCHANGED, constant, iota, is_bool
+from sparsify.passes.graph import COPIES, arguments, aten, same, shape_of
+from sparsify.passes.iota import COMPARISONS, FLIPPED, NOT, constant, iota, is_bool
 from sparsify.rewriter import Rewriter
 
 _NEGATED = {"le": "gt", "lt": "ge", "ge": "lt", "gt": "le", "eq": "ne", "ne": "eq"}
@@ -35,7 +35,7 @@ def diagonal(rewriter: Rewriter, node: object) -> int | None:
     if node.target == aten.slice.Tensor:
         start_is_first = arguments(node)["start"] in (None, 0) and arguments(node)["step"] == 1
         return diagonal(rewriter, node.args[0]) if start_is_first else None
-    same_plane = (*UNCHANGED[:5], aten.unsqueeze.default, aten.view.default)
+    same_plane = (*COPIES, aten.expand.default, aten.unsqueeze.default, aten.view.default)
     if node.target not in same_plane or node.args[0].meta["val"].dim() < 2:
         return None
     before, after = shape_of(node.args[0]), shape_of(node)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sparsify.compiled import CompiledModel
     from sparsify.compiler import compile
     from sparsify.config import CompileConfig
-    from sparsify.generation import CompiledCausalLM
+    from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
@@ -30,6 +30,7 @@ __all__ = [
     "Decision",
     "Report",
     "RoundWeights",
+    "Sampling",
     "Unstructured",
     "compile",
     "load",
@@ -45,6 +46,7 @@ _HOMES = {
     "Decision": "sparsify.report",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
+    "Sampling": "sparsify.generation",
     "Unstructured": "sparsify.pruning",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",

@@ -10,7 +10,6 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from sparsify.artefact.container import ArtefactError
 from sparsify.artefact.files import Contents, versions, write
 from sparsify.artefact.trust import cache_directory
 from sparsify.program import WeightStore
+from sparsify.sources import sources_digest
 
 MAX_BYTES = 4 << 30
 """Bytes that the entries may take together, unless SPARSIFY_CACHE_BYTES says otherwise."""
@@ -36,12 +36,15 @@ def key_of(captured: Mapping[str, ExportedProgram], *options: str) -> str:
         captured: entry programs by name, not decomposed, so that a hit skips decomposition.
         options: digests and names of all else that changes the result.
     """
+    import sparsify.codegen
+    import sparsify.passes
+
     parts = [text for item in captured.items() for text in _described(*item)]
     parts += [
         _weights_of(captured).digest(),
         *options,
         *(f"{name} {number}" for name, number in versions().items()),
-        sources_digest(),
+        sources_digest(sparsify, sparsify.passes, sparsify.codegen),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -74,21 +77,6 @@ def _input_text(node: fx.Node) -> str:
     sizes = value.shape if isinstance(value, torch.Tensor) else ()
     hints = [getattr(getattr(size, "node", None), "hint", size) for size in sizes]
     return f"{node.name}: {value} {hints}"
-
-
-@cache
-def sources_digest() -> str:
-    """SHA-256 over the package's own sources."""
-    import sparsify.codegen
-    import sparsify.passes
-
-    total = hashlib.sha256()
-    for package in (sparsify, sparsify.passes, sparsify.codegen):
-        folder = Path(package.__path__[0])
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".c", ".h")):
-            total.update(str(path.relative_to(folder)).encode())
-            total.update(path.read_bytes())
-    return total.hexdigest()
 
 
 def find(key: str) -> Compilation | None:

@@ -18,7 +18,7 @@ from sparsify.artefact.trust import cache_directory
 from sparsify.cache import find, keep, key_of
 from sparsify.compiled import CompiledModel
 from sparsify.config import CompileConfig
-from sparsify.contracts import CostModel, Pass, PassContext
+from sparsify.contracts import CostModel, MeasuredChoice, Pass, PassContext
 from sparsify.frontend.causal_lm import (
     INPUTS,
     capture_causal_lm,
@@ -246,7 +246,12 @@ class Builder:
     @property
     def identity(self) -> tuple[str, ...]:
         """What a compilation depends on besides the model and the config's digest."""
-        return (repr(self.target), pipeline_text(self.portable + self.binding), str(self.threads))
+        from sparsify.codegen.target import host_model
+
+        # Times of one CPU are not those of another that runs the same code.
+        measured_on = "" if self.config.tune == "off" else host_model()
+        pipeline = pipeline_text(self.portable + self.binding)
+        return (repr(self.target), pipeline, str(self.threads), measured_on)
 
     def specialise(
         self,
@@ -255,12 +260,14 @@ class Builder:
         decisions: Iterable[Decision] = (),
         borrowed: Iterable[torch.Tensor] = (),
         text: TextSettings | None = None,
+        measured: Mapping[str, MeasuredChoice] = {},
     ) -> Compilation:
         """Binds portable programs to the target, all at once, and compiles them.
 
         Args:
             parameters: names of each entry's positional parameters.
             borrowed: tensors of the caller's, which the compilation must not share.
+            measured: choices of an earlier compilation for this target.
         """
         from sparsify.codegen.support import unsupported_reason
 
@@ -268,6 +275,7 @@ class Builder:
             cost=self._cost(),
             target=self.target.name,
             strict=self.config.strict,
+            measured=measured,
             unsupported=unsupported_reason,
         )
         result = run_pipeline(

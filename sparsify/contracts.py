@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import fx
 
-from sparsify.layouts import Layout, WeightStats
+from sparsify.layouts import Form, Layout, WeightStats
 from sparsify.program import ProgramSet
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
@@ -46,6 +46,19 @@ class MeasuringCostModel(CostModel, Protocol):
 
 
 @dataclass(frozen=True)
+class MeasuredChoice:
+    """What an earlier compilation chose for a weight by measuring.
+
+    Attributes:
+        layouts: specs, by the form of the activations.
+        seconds: measured, of all uses of the weight together.
+    """
+
+    layouts: Mapping[Form, str]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class PassContext:
     """What a pass may know besides the programs."""
 
@@ -53,6 +66,8 @@ class PassContext:
     target: str = ""
     strict: bool = False
     disabled_sites: frozenset[str] = frozenset()
+    measured: Mapping[str, MeasuredChoice] = field(default_factory=dict)
+    """By site, for the same target: `select_layout` keeps to it."""
     unsupported: Callable[[fx.Node], str | None] | None = None
     """Why the target cannot compile an operator; codegen gives it, only `partition` asks."""
 

@@ -11,6 +11,11 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+
+class Notice(UserWarning):
+    """A warning of ours: something went another way than asked, which is no error."""
+
+
 Verdict = Literal["sparse", "dense", "rewritten", "skipped", "unsupported"]
 """sparse: runs on a sparse layout. dense: runs dense, the reason says why. rewritten: the graph
 changed shape here (fused, merged, folded). skipped: a pattern nearly matched, the reason says

@@ -16,7 +16,7 @@ FOLDERS = {"sparsify": "sparsify", "sparsify.passes": "passes", "sparsify.codege
 
 # From the ground up. A room imports itself and rooms on lower floors, never one on its own floor.
 FLOORS = [
-    {"effects", "memory"},
+    {"clock", "effects", "memory", "sources"},
     {"arguments"},
     {"config", "report", "signature"},
     {"layouts"},

@@ -20,8 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sparsify.frontend.causal_lm import Geometry
-from sparsify.ops import PAGE
+from sparsify.ops import PAGE, CacheShape
 from sparsify.program import ProgramSet
 
 SIZES = {
@@ -93,13 +92,13 @@ def own_tokens(model: PreTrainedModel, prompt: torch.Tensor, new: int) -> list[i
 
 
 def paged_tokens(
-    programs: ProgramSet, geometry: Geometry, rows: Sequence[torch.Tensor], new: int, chunk: int
+    programs: ProgramSet, shape: CacheShape, rows: Sequence[torch.Tensor], new: int, chunk: int
 ) -> list[list[int]]:
     """Greedy decoding of ragged prompts in one batch, prompts in chunks of at most ``chunk``."""
     batch, longest = len(rows), max(map(len, rows))
     width = -(-(longest + new) // PAGE)
     # What lies beyond a row's tokens must not be read.
-    keys, values = (part.fill_(torch.nan) for part in geometry.cache(batch * width + 3))
+    keys, values = (part.fill_(torch.nan) for part in shape.zeros(batch * width + 3))
     order = torch.randperm(batch * width + 3, generator=torch.Generator().manual_seed(1))
     pages = order[: batch * width].to(torch.int32).reshape(batch, width)
     starts = torch.zeros(batch, dtype=torch.int64)

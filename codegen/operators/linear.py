@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from sparsify import ops
 from sparsify.codegen.operators.arguments import (
     arguments_of,
     from_lanes,
@@ -13,8 +14,14 @@ from sparsify.codegen.operators.arguments import (
     shape_of,
     to_lanes,
 )
-from sparsify.codegen.registry import LinearSite, linear_kernels
-from sparsify.layouts import LANES, parse
+from sparsify.codegen.registry import (
+    GatedKernels,
+    Kernel,
+    LinearKernels,
+    LinearSite,
+    linear_kernels,
+)
+from sparsify.layouts import LANES, Layout, parse
 from sparsify.ops import expected_tokens
 
 if TYPE_CHECKING:
@@ -22,17 +29,12 @@ if TYPE_CHECKING:
 
 
 def convert_sparse_linear(node: fx.Node, lowering: Lowering) -> Any:
+    if gated_kernel(node, lowering) is not None:
+        return None  # nothing else reads it; its gate calls the kernel of both
     a = arguments_of(node)
     x, bias, residual = (lowering.tensor(a[name]) for name in ("x", "bias", "residual"))
-    layout = parse(a["layout"])
-    site = LinearSite(
-        a["out_features"],
-        a["in_features"],
-        bias is not None,
-        a["activation"],
-        residual is not None,
-    )
-    kernels = linear_kernels(layout, LANES if a["lanes"] else expected_tokens(a["x"].meta["val"]))
+    layout, site = parse(a["layout"]), _site(a)
+    kernels = _kernels(a, layout)
     kernel = kernels.kernel(lowering.target.isa, site, layout)
     weight = [lowering.tensor(w) for w in a["weight"]]
     if kernels.form == "rows":
@@ -57,7 +59,45 @@ def convert_sparse_linear(node: fx.Node, lowering: Lowering) -> Any:
     if not a["lanes"]:
         x = to_lanes(lowering, x)
         residual = None if residual is None else to_lanes(lowering, residual)
-    y = lowering.call_kernel(
-        kernel, [x, *weight, bias, residual], (shape_of(x)[0], site.out_features, LANES)
-    )
+    shape = (shape_of(x)[0], site.out_features, LANES)
+    y = lowering.call_kernel(kernel, [x, *weight, bias, residual], shape)
     return y if a["lanes"] else from_lanes(lowering, y, leading)
+
+
+def convert_gated_linear(node: fx.Node, kernel: Kernel, lowering: Lowering) -> Any:
+    """Calls the kernel that computes a linear and the gate on its result."""
+    a = arguments_of(node)
+    x, bias = lowering.tensor(a["x"]), lowering.tensor(a["bias"])
+    weight = [lowering.tensor(w) for w in a["weight"]]
+    shape = (shape_of(x)[0], a["out_features"] // 2, LANES)
+    return lowering.call_kernel(kernel, [x, *weight, bias], shape)
+
+
+def gated_kernel(node: fx.Node, lowering: Lowering) -> Kernel | None:
+    """The kernel that computes a node, if a linear, and the gate on its result, if there is one."""
+    if node.target != ops.sparse_linear.overload:
+        return None
+    a = arguments_of(node)
+    site, users = _site(a), list(node.users)
+    gated = len(users) == 1 and users[0].target == ops.gated.overload
+    if not gated or not a["lanes"] or site.activation != "none" or site.residual:
+        return None
+    layout, activation = parse(a["layout"]), arguments_of(users[0])["activation"]
+    kernels = _kernels(a, layout)
+    if not isinstance(kernels, GatedKernels):
+        return None
+    return kernels.gated_kernel(lowering.target.isa, site, layout, activation)
+
+
+def _site(a: dict[str, Any]) -> LinearSite:
+    return LinearSite(
+        a["out_features"],
+        a["in_features"],
+        a["bias"] is not None,
+        a["activation"],
+        a["residual"] is not None,
+    )
+
+
+def _kernels(a: dict[str, Any], layout: Layout) -> LinearKernels:
+    return linear_kernels(layout, LANES if a["lanes"] else expected_tokens(a["x"].meta["val"]))

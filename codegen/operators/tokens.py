@@ -14,6 +14,7 @@ from sparsify.codegen.kernels.cpu.gated import Gated
 from sparsify.codegen.kernels.cpu.norm import Norm, RowNorm
 from sparsify.codegen.kernels.cpu.rotary import Rotary
 from sparsify.codegen.operators.arguments import arguments_of, flat, product, shape_of
+from sparsify.codegen.operators.linear import convert_gated_linear, gated_kernel
 from sparsify.codegen.registry import Kernel
 from sparsify.layouts import Form
 
@@ -41,6 +42,9 @@ def convert_rotary(node: fx.Node, lowering: Lowering) -> Any:
 
 def convert_gated(node: fx.Node, lowering: Lowering) -> Any:
     a = arguments_of(node)
+    both = gated_kernel(a["x"], lowering)
+    if both is not None:
+        return convert_gated_linear(a["x"], both, lowering)
     x = lowering.tensor(a["x"])
     form, features = _form(a), _features(x, a) // 2
     kernel = Gated(lowering.target.isa, features, a["activation"], form)

@@ -32,6 +32,25 @@ class ArtefactError(ValueError):
     """A file of a compiled model cannot be written or read; says which, why, and what to do."""
 
 
+def check_fields(record: Any, kinds: Mapping[str, Any], what: str) -> None:
+    """Checks what was read from a manifest.
+
+    Args:
+        kinds: type, or union of types, of each field that there must be.
+        what: the record, for the message.
+
+    Raises:
+        ArtefactError: naming the field that is missing or of another type.
+    """
+    if not isinstance(record, dict):
+        raise ArtefactError(f"{what} is {record!r}, no record of fields")
+    for name, kind in kinds.items():
+        if name not in record:
+            raise ArtefactError(f"{what} has no field {name!r}")
+        if not isinstance(record[name], kind):
+            raise ArtefactError(f"the field {name!r} of {what} is {record[name]!r}")
+
+
 def write(
     path: str | os.PathLike[str],
     parts: Mapping[str, Chunks],
@@ -131,6 +150,12 @@ class Container:
         except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as cause:
             raise ArtefactError(self._foreign(cause)) from cause
         self._manifest = self._checked_manifest(text)
+        try:
+            check_fields(self._manifest, {"about": dict, "parts": dict}, "its manifest")
+            for name, part in self._manifest["parts"].items():
+                check_fields(part, {"bytes": int, "sha256": str}, f"the manifest's part {name!r}")
+        except ArtefactError as cause:
+            raise ArtefactError(f"cannot load {self.path}: {cause}") from cause
 
     @property
     def about(self) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from sparsify.artefact.compilation import Compilation, Library
-from sparsify.artefact.container import ArtefactError, Chunks, Container
+from sparsify.artefact.container import ArtefactError, Chunks, Container, check_fields
 from sparsify.artefact.container import write as write_container
 from sparsify.artefact.graphs import SavedProgram, checked
 from sparsify.artefact.trust import is_ours, sign
@@ -32,6 +32,16 @@ _SPECIALISED = "specialised/{}.json"
 _WEIGHTS = "weights.safetensors"
 _KERNELS = "kernels.so"
 _DISTRIBUTIONS = {"sparsify": "sparsify-compiler", "torch": "torch", "tvm": "apache-tvm"}
+
+
+_FIELDS = {
+    **dict.fromkeys(("target", "pipeline"), str),
+    **dict.fromkeys(("versions", "entries", "report"), dict),
+    "features": list,
+    "num_threads": int | None,
+    "text": dict | None,
+}
+_ENTRY_FIELDS = {"parameters": list, "regions": dict}
 
 
 def versions() -> dict[str, str]:
@@ -94,9 +104,16 @@ class Contents:
         container = Container(path)
         if trusted is None:
             about = dict(container.about)
-            signature = about.pop("signature", "")
+            signature = str(about.pop("signature", ""))
             trusted = is_ours([about, container.digests], signature)
-        return cls(container, trusted)
+        contents = cls(container, trusted)
+        contents.explained(contents._check_fields)
+        return contents
+
+    def _check_fields(self) -> None:
+        check_fields(self.container.about, _FIELDS, "its manifest")
+        for name, entry in self.container.about["entries"].items():
+            check_fields(entry, _ENTRY_FIELDS, f"the manifest's entry {name!r}")
 
     @property
     def target(self) -> str:
@@ -126,7 +143,10 @@ class Contents:
 
     @property
     def report(self) -> Report:
-        return Report.from_dict(self.container.about["report"])
+        try:
+            return Report.from_dict(self.container.about["report"])
+        except (KeyError, TypeError, ValueError) as cause:
+            raise self._error(f"its report cannot be read: {cause!r}") from cause
 
     @property
     def text(self) -> dict[str, Any] | None:
@@ -148,12 +168,16 @@ class Contents:
         self._require((name for program in saved for name in program.weight_names()), weights)
         return ProgramSet(tuple(program.program(weights) for program in saved))
 
+    def specialised(self) -> ProgramSet:
+        """The programs as they ran, without their weights."""
+        return ProgramSet(tuple(saved.program({}) for saved in self._graphs(_SPECIALISED)))
+
     def compilation(self) -> Compilation:
         """The compilation as it was saved, its weights packed again."""
         library = None
         if _KERNELS in self.container.digests:
             library = Library.of(self.container.part(_KERNELS))
-        hollow = ProgramSet(tuple(saved.program({}) for saved in self._graphs(_SPECIALISED)))
+        hollow = self.specialised()
         stored = self._weights()
         wanted = hollow.weights
         weights = converted(wanted, stored, forms(hollow))
@@ -183,7 +207,7 @@ class Contents:
 
     def _weights(self) -> WeightStore:
         # Packed forms are always made here: kernels do not check what they are given.
-        weights = self._explained(lambda: read(self.container.part(_WEIGHTS)))
+        weights = self.explained(lambda: read(self.container.part(_WEIGHTS)))
         return weights.keeping(name for name in weights if is_canonical(name))
 
     def _graphs(self, part: str) -> tuple[SavedProgram, ...]:
@@ -191,9 +215,10 @@ class Contents:
 
     def _graph(self, part: str, name: str) -> SavedProgram:
         data = bytes(self.container.part(part))
-        return self._explained(lambda: checked(data, name, trusted=self.trusted))
+        return self.explained(lambda: checked(data, name, trusted=self.trusted))
 
-    def _explained(self, action: Any) -> Any:
+    def explained(self, action: Any) -> Any:
+        """What ``action`` returns; its errors name the file."""
         try:
             return action()
         except ArtefactError as cause:

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-_RESOLUTION = 20e-6
-"""Shorter calls are timed several at a time, so that reading the clock costs under 1%."""
+from sparsify.clock import block, repeats_of
 
 _SLICE = 0.01
 """Seconds over which idleness is judged; the kernel's accounting steps by 4 ms."""
@@ -106,7 +105,7 @@ def interleave(
         raise ValueError("interleave: no candidates to time; pass at least one callable")
     if rounds < 2 or seconds <= 0:
         raise ValueError(f"interleave: rounds={rounds} must be >= 2 and seconds={seconds} > 0")
-    repeats = {name: _repeats(call, warmup) for name, call in candidates.items()}
+    repeats = {name: repeats_of(call, warmup) for name, call in candidates.items()}
     taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in candidates}
     order = list(candidates)
     shuffler = random.Random(seed)
@@ -117,8 +116,8 @@ def interleave(
             shuffler.shuffle(order)
             for name in order:
                 _settle(settle)
-                _block(candidates[name], repeats[name], seconds / 10)
-                taken[name].append(_block(candidates[name], repeats[name], seconds))
+                block(candidates[name], repeats[name], seconds / 10)
+                taken[name].append(block(candidates[name], repeats[name], seconds))
             gc.collect()
     finally:
         if collecting:
@@ -190,25 +189,3 @@ def _settle(limit: float) -> None:
         time.sleep(_SLICE)
         if time.process_time() - begin < _SLICE / 5:
             return
-
-
-def _repeats(call: Callable[[], Any], warmup: int) -> int:
-    for _ in range(warmup):
-        call()
-    begin = time.perf_counter()
-    call()
-    return max(1, math.ceil(_RESOLUTION / max(time.perf_counter() - begin, 1e-9)))
-
-
-def _block(call: Callable[[], Any], repeats: int, seconds: float) -> tuple[float, ...]:
-    taken = []
-    clock = time.perf_counter
-    end = clock() + seconds
-    while True:
-        begin = clock()
-        for _ in range(repeats):
-            call()
-        now = clock()
-        taken.append((now - begin) / repeats)
-        if now >= end:
-            return tuple(taken)

@@ -16,10 +16,8 @@ from sparsify.cli.impose import Imposed, impose
 from sparsify.cli.models import LoadedModel, load_to_compile, quiet
 from sparsify.cli.onnx import OnnxOptions
 from sparsify.contracts import CostModel, PassContext
-from sparsify.layouts import Csr, Dense, Layout, PackedDense, WeightStats, parse
+from sparsify.layouts import Csr, Dense, Layout, WeightStats, parse
 from sparsify.program import ProgramSet
-
-_DENSE = (Dense.name, PackedDense.name)
 
 
 @command
@@ -113,14 +111,14 @@ class _Use:
 
 
 def _uses(programs: ProgramSet) -> list[_Use]:
-    from sparsify.passes.graph import arguments, hint, operand, product, shape_of
+    from sparsify.passes.graph import arguments, operand
     from sparsify.passes.sites import linear_site
 
     return [
         _Use(
             linear_site(program, node).name,
             program.name,
-            hint(product(shape_of(operand(node))[:-1])),
+            ops.expected_tokens(operand(node).meta["val"]),
             parse(arguments(node)["layout"]),
         )
         for program in programs
@@ -130,7 +128,7 @@ def _uses(programs: ProgramSet) -> list[_Use]:
 
 
 def _describe(use: _Use, stats: WeightStats, reason: str, cost: CostModel) -> dict[str, Any]:
-    from sparsify.passes.layout_times import LayoutTimes, is_dense
+    from sparsify.passes.layout_times import LayoutTimes
 
     times = LayoutTimes(cost, stats, [use.tokens])
     layouts = (Dense(), Csr(), *cost.candidates(stats.shape, stats.nnz, use.tokens))
@@ -147,7 +145,7 @@ def _describe(use: _Use, stats: WeightStats, reason: str, cost: CostModel) -> di
         "bytes": {x.spec: x.estimate_nbytes(stats.shape, stats.nnz) for x in layouts},
         "tokens": use.tokens,
         "break_even_sparsity": break_even(cost, stats.shape, use.tokens),
-        "verdict": "dense" if is_dense(use.layout) else "sparse",
+        "verdict": "dense" if use.layout.is_dense else "sparse",
         "layout": use.layout.spec,
         "predicted_seconds": times.of(use.layout),
         "dense_seconds": times.of(times.dense),
@@ -166,7 +164,7 @@ def break_even(cost: CostModel, shape: tuple[int, int], tokens: int) -> float | 
         times: dict[bool, list[float]] = {True: [], False: []}
         for layout in cost.candidates(shape, nnz, tokens):
             seconds = cost.linear_seconds(layout, shape, nnz, tokens)
-            times[layout.name in _DENSE].append(seconds)
+            times[layout.is_dense].append(seconds)
         if times[False] and min(times[False]) < min(times[True], default=float("inf")):
             return percent / 100
     return None

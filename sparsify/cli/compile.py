@@ -46,14 +46,11 @@ def compile_model(
     verify: Annotated[
         str, typer.Option(help="After each pass: 'shapes', or 'numeric' to compare results too.")
     ] = "shapes",
-    tune: Annotated[
-        str,
-        typer.Option(help="Choose layouts by measuring: 'off', 'quick' (the best few) or 'full'."),
-    ] = "off",
+    tune: options.Tune = "off",
     strict: Annotated[
         bool, typer.Option(help="Fail instead of leaving an operator to PyTorch.")
     ] = False,
-    cache: Annotated[bool, typer.Option(help="Reuse an earlier compilation.")] = True,
+    cache: options.Cache = True,
     as_json: options.Json = False,
 ) -> None:
     """Compile MODEL, print what was done at each site, and save the result."""

@@ -21,14 +21,15 @@ def generate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A Hugging Face folder of a causal language model, or a .sparsify file of one.",
+            help="A causal language model: its Hugging Face folder, module:factory (a callable "
+            "that returns one), or a .sparsify file.",
             show_default=False,
         ),
     ],
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="The text to continue.")],
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="The folder of the tokenizer; needed for a .sparsify file."),
+        typer.Option(help="The folder of the tokenizer; needed unless MODEL is its folder."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 64,
     sample: Annotated[bool, typer.Option(help="Draw tokens instead of the likeliest.")] = False,
@@ -36,13 +37,28 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw among this many tokens; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw among tokens of this probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What to compile for; see 'sparsify targets'.",
+            show_default="native, or what the file was compiled for",
+        ),
+    ] = None,
     threads: options.Threads = None,
+    tune: options.Tune = "off",
+    cache: options.Cache = True,
     as_json: options.Json = False,
 ) -> None:
     """Continue a prompt, word by word as it comes."""
     loaded = _language_model(model)
     texts = _tokenizer(tokenizer or Path(model))
-    compiled = _compiled(model, loaded, threads)
+    if loaded is not None:
+        config = {"target": target or "native", "num_threads": threads}
+        compiled = compile_loaded(loaded, tune=tune, cache=cache, **config)
+    elif tune != "off" or not cache:
+        raise ValueError(f"{model}: is compiled already; --tune and --no-cache do not apply")
+    else:
+        compiled = _load(model, target, threads)
     ids = texts(prompt, return_tensors="pt").input_ids
     streamer = None if as_json else _streamer(texts)
     with quiet():
@@ -71,18 +87,16 @@ def _language_model(model: str) -> LoadedModel | None:
     with step(f"loading {model}"):
         loaded = load_model(model)
     if not loaded.generates:
-        raise ValueError(f"{model}: no Hugging Face folder of a causal language model")
+        raise ValueError(f"{model}: no causal language model of transformers")
     return loaded
 
 
-def _compiled(model: str, loaded: LoadedModel | None, threads: int | None) -> Any:
+def _load(model: str, target: str | None, threads: int | None) -> Any:
     import sparsify
     from sparsify.generation import CompiledCausalLM
 
-    if loaded is not None:
-        return compile_loaded(loaded, num_threads=threads)
     with step(f"loading {model}"), quiet():
-        compiled = sparsify.load(model, num_threads=threads)
+        compiled = sparsify.load(model, target=target, num_threads=threads)
     if not isinstance(compiled, CompiledCausalLM):
         raise ValueError(f"{model}: was compiled from a model that does not generate text")
     return compiled

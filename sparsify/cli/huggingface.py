@@ -34,7 +34,7 @@ def load_folder(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    generates = any(name.endswith("ForCausalLM") for name in config.architectures or ())
+    generates = any(name in _causal_lm_names() for name in config.architectures or ())
     kind = transformers.AutoModelForCausalLM if generates else transformers.AutoModel
     model = kind.from_pretrained(
         folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
@@ -42,6 +42,13 @@ def load_folder(
     if not generates and getattr(model.config, "use_cache", False):
         model.config.use_cache = False
     return model, ((), example_inputs(model, folder, batch, seq))
+
+
+def _causal_lm_names() -> frozenset[str]:
+    """The classes of transformers that are causal language models, ``GPT2LMHeadModel`` as well."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    return frozenset(NAMES.values())
 
 
 def example_inputs(

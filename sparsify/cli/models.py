@@ -18,8 +18,11 @@ import torch
 from torch.export import ExportedProgram
 
 from sparsify.bench.models import load_exported
+from sparsify.cli.console import note
 from sparsify.cli.huggingface import load_folder
 from sparsify.cli.onnx import OnnxOptions
+from sparsify.frontend.causal_lm import is_causal_lm
+from sparsify.report import Notice
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,11 @@ class LoadedModel:
 
     @property
     def generates(self) -> bool:
-        """Whether it is a language model from a folder, compiled to generate text."""
-        return self.kind == "huggingface" and bool(getattr(self.model, "can_generate", bool)())
+        """Whether it is a language model that is compiled to generate text.
+
+        One from a factory is, unless it came with example inputs, as for `sparsify.compile`.
+        """
+        return is_causal_lm(self.model) and (self.kind == "huggingface" or self.inputs is None)
 
 
 def load_model(
@@ -148,8 +154,10 @@ def load_to_compile(
     Raises:
         ValueError: there are no inputs, or sizes are given for a model that takes them all.
     """
-    loaded = need_inputs(load_model(text, batch, seq, onnx))
-    if loaded.generates and (batch is not None or seq is not None):
+    loaded = load_model(text, batch, seq, onnx)
+    if not loaded.generates:
+        return need_inputs(loaded)
+    if batch is not None or seq is not None:
         raise ValueError(
             f"{text}: --batch and --seq do not apply to a language model, which is compiled for "
             "batches and prompts of any size"
@@ -187,12 +195,14 @@ def _parameters(factory: Callable[..., Any]) -> set[str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries print warnings about their own insides, which no user can act on."""
+    """Libraries print warnings about their own insides, which no user can act on; ours are told."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", Notice)
+            warnings.showwarning = lambda message, *_, **__: note(f"note: {message}")
             yield
     finally:
         logging.disable(previous)

@@ -20,6 +20,11 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Threads of one call.", show_default="one for each physical core"),
 ]
+Tune = Annotated[
+    str,
+    typer.Option(help="Choose layouts by measuring: 'off', 'quick' (the best few) or 'full'."),
+]
+Cache = Annotated[bool, typer.Option(help="Reuse an earlier compilation.")]
 Batch = Annotated[int | None, typer.Option(help="Batch size of the inputs.", show_default="1")]
 Seq = Annotated[int | None, typer.Option(help="Tokens in a sequence.", show_default="128")]
 Shape = Annotated[
@@ -36,5 +41,8 @@ Constant = Annotated[
         metavar="NAME=VALUE",
         help="Value of an input of an ONNX file that then is none any more; may be repeated.",
     ),
+]
+Standard = Annotated[
+    bool, typer.Option("--standard", help="In ONNX: standard operators only, and dense weights.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

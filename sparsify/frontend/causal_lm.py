@@ -5,7 +5,8 @@
 
 Both append the new tokens to the paged cache ``keys``, ``values``, in place, and attend over it;
 the other inputs are those of `sparsify.ops.kv_append`. Logits are ``[batch, vocabulary]``, of the
-last real token of each row.
+last real token of each row. A batch has at most `FEW_TOKENS` rows, so that a step is one of few
+tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from sparsify.frontend.checks import check_weights
 from sparsify.frontend.normalise import normalise
 from sparsify.frontend.torch import evaluation, first_line, place
 from sparsify.frontend.windows import check_windows
-from sparsify.ops import PAGE
+from sparsify.layouts import FEW_TOKENS
+from sparsify.ops import PAGE, CacheShape
 from sparsify.program import ProgramSet
 from sparsify.rewriter import share_weights
 
@@ -37,11 +39,14 @@ _TOLERANCE = 1e-3
 """Of the scale of the logits. Other mathematics differ by more, another order of sums by less."""
 
 
-def is_causal_lm(model: object) -> bool:
+def is_causal_lm(model: Any) -> bool:
     """Whether a model is one of transformers that generates text."""
+    return _is_pretrained(model) and bool(model.can_generate())
+
+
+def _is_pretrained(model: Any) -> bool:
     transformers = sys.modules.get("transformers")  # else it can be none of its models
-    kind = getattr(transformers, "PreTrainedModel", ())
-    return isinstance(model, kind) and bool(model.can_generate())
+    return isinstance(model, getattr(transformers, "PreTrainedModel", ()))
 
 
 def import_causal_lm(model: torch.nn.Module) -> ProgramSet:
@@ -71,35 +76,13 @@ def capture_causal_lm(model: torch.nn.Module) -> dict[str, ExportedProgram]:
 
     with torch.no_grad(), evaluation(model):
         reference = _Reference.of(model)
-        geometry = reference.geometry
+        shape = reference.shape
         with paged_attention(model):
-            captured = {entry: _export(model, entry, geometry) for entry in ENTRIES}
+            captured = {entry: _export(model, entry, shape) for entry in ENTRIES}
         for exported in captured.values():
             check_windows(model, exported)
         reference.compare(name, captured)
     return captured
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The static sizes of a model's cache."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-
-    def cache(self, pages: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Empty keys and values with room for ``16 * pages`` tokens."""
-        keys = torch.zeros(self.layers, pages, self.kv_heads, self.head_dim, PAGE)
-        return keys, keys.transpose(3, 4).clone()
-
-
-def _is_pretrained(model: Any) -> bool:
-    try:
-        from transformers import PreTrainedModel
-    except ImportError:
-        return False
-    return isinstance(model, PreTrainedModel)
 
 
 def _check_kind(model: Any) -> None:
@@ -133,7 +116,7 @@ class _Reference:
 
     ids: torch.Tensor
     logits: torch.Tensor
-    geometry: Geometry
+    shape: CacheShape
 
     @classmethod
     def of(cls, model: Any) -> _Reference:
@@ -147,7 +130,7 @@ class _Reference:
                 f"{name} fails on input_ids of shape {tuple(ids.shape)} before any capture: "
                 f"{first_line(cause)}{place(cause)}"
             ) from cause
-        return cls(ids, result.logits, _geometry(name, getattr(result, "past_key_values", None)))
+        return cls(ids, result.logits, _cache_shape(name, getattr(result, "past_key_values", None)))
 
     def compare(self, name: str, captured: Mapping[str, ExportedProgram]) -> None:
         """Refuses programs that differ from the model, for rows of other lengths and for one token.
@@ -158,7 +141,7 @@ class _Reference:
         prefill, decode = (captured[entry].module() for entry in ENTRIES)
         counts = torch.tensor([_PROBE - 2, _PROBE - 3])
         pages = torch.tensor([[1], [0]], dtype=torch.int32)
-        cache = self.geometry.cache(2)
+        cache = self.shape.zeros(2)
         rows, none = torch.arange(2), torch.zeros(2, dtype=torch.int64)
         prompt = self.ids[:, : _PROBE - 2]
         self._check(
@@ -167,7 +150,7 @@ class _Reference:
         token = self.ids[rows, counts][:, None]
         found = decode(token, pages, counts, torch.ones_like(counts), *cache)
         self._check(f"decode of {name}", found, rows, counts)
-        one = (self.ids[:1, :1], pages[:1] * 0, none[:1], none[:1] + 1, *self.geometry.cache(1))
+        one = (self.ids[:1, :1], pages[:1] * 0, none[:1], none[:1] + 1, *self.shape.zeros(1))
         self._check(f"prefill of {name} on one token", prefill(*one), rows[:1], none[:1])
         self._check(f"decode of {name} on one row", decode(*one), rows[:1], none[:1])
 
@@ -185,7 +168,7 @@ class _Reference:
             )
 
 
-def _geometry(name: str, cache: Any) -> Geometry:
+def _cache_shape(name: str, cache: Any) -> CacheShape:
     """The sizes of the cache that a model has filled."""
     layers = getattr(cache, "layers", None)
     if not layers:
@@ -219,7 +202,7 @@ def _geometry(name: str, cache: Any) -> Geometry:
             f"{shapes[odd][0]} of {shapes[odd][1]} in layer {odd}; the paged cache has one shape "
             "for all layers"
         )
-    return Geometry(len(shapes), *shapes[0])
+    return CacheShape(len(shapes), *shapes[0])
 
 
 class _Step(torch.nn.Module):
@@ -239,7 +222,7 @@ class _Step(torch.nn.Module):
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> torch.Tensor:
-        from sparsify.frontend.paged import PagedCache
+        from sparsify.frontend.paged import CaptureCache
 
         def last(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             """The head computes logits of the last real tokens only."""
@@ -259,20 +242,21 @@ class _Step(torch.nn.Module):
             return self.model(
                 input_ids=input_ids,
                 position_ids=positions,
-                past_key_values=PagedCache(keys, values, pages, starts, counts),
+                past_key_values=CaptureCache(keys, values, pages, starts, counts),
                 use_cache=True,
             ).logits
         finally:
             hook.remove()
 
 
-def _export(model: Any, entry: str, geometry: Geometry) -> ExportedProgram:
+def _export(model: Any, entry: str, shape: CacheShape) -> ExportedProgram:
     vocabulary = model.get_output_embeddings().weight.shape[0]
     # The last position of the examples is that of the token after the longest row.
     positions = getattr(model.config, "max_position_embeddings", EXAMPLE_LENGTH + 1)
     length = min(EXAMPLE_LENGTH, positions - 1)
-    examples = example_inputs(entry, geometry, vocabulary, length)
-    batch, length, width, pages = (Dim(n, min=1) for n in ("batch", "length", "width", "pages"))
+    examples = example_inputs(entry, shape, vocabulary, length)
+    batch = Dim("batch", min=1, max=FEW_TOKENS)
+    length, width, pages = (Dim(n, min=1) for n in ("length", "width", "pages"))
     shapes = {
         "input_ids": {0: batch, 1: length} if entry == "prefill" else {0: batch},
         "pages": {0: batch, 1: width},
@@ -294,7 +278,7 @@ def _export(model: Any, entry: str, geometry: Geometry) -> ExportedProgram:
 
 
 def example_inputs(
-    entry: str, geometry: Geometry, vocabulary: int, length: int
+    entry: str, shape: CacheShape, vocabulary: int, length: int
 ) -> tuple[torch.Tensor, ...]:
     """Two rows of ``length`` tokens and fewer; the cache holds something, its pages in no order."""
     width = -(-length // PAGE) + 1
@@ -307,7 +291,7 @@ def example_inputs(
         starts, counts = rows * 0, length - rows * (length // 4)
     else:
         starts, counts = length - rows * (length // 4), torch.ones_like(rows)
-    cache = geometry.cache(EXAMPLE_BATCH * width)
+    cache = shape.zeros(EXAMPLE_BATCH * width)
     keys, values = (torch.randn(part.shape, generator=generator) for part in cache)
     return ids, pages.reshape(EXAMPLE_BATCH, width), starts, counts, keys, values
 

@@ -3,7 +3,7 @@
     key, value = past_key_values.update(key, value, layer)   -> sparsify::kv_append
     attention_interface(self, query, key, value, mask, ...)  -> sparsify::paged_attention
 
-Between the two, the model only hands on what `update` returned. So `PagedCache.update` returns no
+Between the two, the model only hands on what `update` returned. So `CaptureCache.update` returns no
 keys and values but what attention needs to find them in the cache.
 """
 
@@ -25,7 +25,7 @@ NAME = "sparsify_paged"
 """Our attention in transformers. No mask function has this name, so models build no mask."""
 
 
-class PagedCache(Cache):
+class CaptureCache(Cache):
     """The cache as the operators take it; see `sparsify.ops.kv_append` for the shapes."""
 
     def __init__(
@@ -66,7 +66,7 @@ class PagedCache(Cache):
 class _Appended:
     """Stands for the keys, and for the values, of one layer."""
 
-    cache: PagedCache
+    cache: CaptureCache
     layer: int
     lengths: torch.Tensor
 

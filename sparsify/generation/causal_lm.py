@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from sparsify.artefact.container import ArtefactError, check_fields
 from sparsify.compiled import CompiledModel
-from sparsify.generation.paged_cache import CacheShape, PagedCache
+from sparsify.generation.paged_cache import PagedCache
 from sparsify.generation.prompts import Prompts
 from sparsify.generation.sampling import Sampling
+from sparsify.layouts import FEW_TOKENS
+from sparsify.ops import CacheShape
 from sparsify.report import Report
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ PREFILL, DECODE = "prefill", "decode"
 _CHUNK_TOKENS = 512
 """Most tokens of one call of prefill, all rows together: more fall out of the second-level cache
 between one operator and the next, fewer read the weights too often."""
+
+_ROWS = FEW_TOKENS
+"""Most rows of one call of a program; larger batches take several."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,21 @@ class TextSettings:
         return {**dataclasses.asdict(self), "eos_token_ids": list(self.eos_token_ids)}
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> TextSettings:
-        return cls(**{**record, "eos_token_ids": tuple(record["eos_token_ids"])})
+    def from_dict(cls, record: Any) -> TextSettings:
+        """What `to_dict` made.
+
+        Raises:
+            ArtefactError: naming the field that is missing, unknown or of another type.
+        """
+        kinds = {"max_positions": int, "eos_token_ids": list, "pad_token_id": int, "config": dict}
+        check_fields(record, kinds, "the record of text settings")
+        ends = record["eos_token_ids"]
+        unknown = [name for name in record if name not in kinds]
+        if unknown:
+            raise ArtefactError(f"the record of text settings has an unknown field {unknown[0]!r}")
+        if not all(isinstance(end, int) for end in ends):
+            raise ArtefactError(f"the field 'eos_token_ids' of the text settings is {ends!r}")
+        return cls(**{**record, "eos_token_ids": tuple(ends)})
 
 
 class Streamer(Protocol):
@@ -176,7 +195,7 @@ class CompiledCausalLM:
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
         batch, length = input_ids.shape
-        chunks = -(-length // max(1, _CHUNK_TOKENS // batch))
+        chunks = -(-length // (_CHUNK_TOKENS // min(batch, _ROWS)))
         bounds = [length * i // chunks for i in range(chunks + 1)]
         logits = self._append(input_ids[:, : bounds[1]], cache, counts.clamp(max=bounds[1]))
         for begin, end in pairwise(bounds[1:]):
@@ -191,11 +210,13 @@ class CompiledCausalLM:
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
         entry = self._entries[DECODE if input_ids.shape[1] == 1 else PREFILL]
-        logits: torch.Tensor = entry(
-            input_ids.contiguous(), cache.pages, cache.lengths, counts, cache.keys, cache.values
-        )
+        of_rows = (input_ids, cache.pages, cache.lengths, counts)
+        logits = [
+            entry(*(part.contiguous() for part in group), cache.keys, cache.values)
+            for group in zip(*(part.split(_ROWS) for part in of_rows), strict=True)
+        ]
         cache.advance(counts)
-        return logits
+        return torch.cat(logits) if len(logits) > 1 else logits[0]
 
     def generate(
         self,

@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 import mmap
 import sys
-from dataclasses import dataclass
 
 import torch
 
-from sparsify.ops import PAGE
+from sparsify.ops import PAGE, CacheShape
 
 _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """MAP_NORESERVE: address space only, of which any amount may be asked for."""
@@ -24,20 +23,6 @@ _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 class CacheFull(MemoryError):
     """A sequence outgrew what the cache was made for."""
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """What one token takes in the cache of one model."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of the keys and values of one token."""
-        return 2 * 4 * self.layers * self.kv_heads * self.head_dim
 
 
 class PagedCache:
@@ -55,9 +40,7 @@ class PagedCache:
             )
         self.shape, self.max_tokens = shape, max_tokens
         width = -(-max_tokens // PAGE)
-        layers, heads, features = shape.layers, shape.kv_heads, shape.head_dim
-        self.keys = _reserved((layers, batch * width, heads, features, PAGE))
-        self.values = _reserved((layers, batch * width, heads, PAGE, features))
+        self.keys, self.values = map(_reserved, shape.of_pages(batch * width))
         self.pages = torch.zeros(batch, width, dtype=torch.int32)
         self.lengths = torch.zeros(batch, dtype=torch.int64)
         self._held = [0] * batch

@@ -41,6 +41,8 @@ class Layout(ABC):
     name: ClassVar[str]
     tensors: ClassVar[tuple[str, ...]]
     """Names of the packed tensors, in the order in which operators carry them."""
+    is_dense: ClassVar[bool] = False
+    """Whether zeros are stored like all other values."""
 
     @abstractmethod
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ class Dense(Layout):
 
     name = "dense"
     tensors = ("weight",)
+    is_dense = True
 
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"weight": require_matrix(weight).contiguous()}
@@ -46,6 +47,7 @@ class PackedDense(Layout):
 
     name = "packed_dense"
     tensors = ("panels",)
+    is_dense = True
 
     def __post_init__(self) -> None:
         if self.rows <= 0:

@@ -2,7 +2,7 @@
 
 from sparsify.ops.attention import fused_attention
 from sparsify.ops.gated import gated
-from sparsify.ops.kv_cache import PAGE, kv_append, paged_attention
+from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
 from sparsify.ops.library import OPERATORS, Operator
 from sparsify.ops.linear import ACTIVATIONS, sparse_linear
@@ -13,6 +13,7 @@ __all__ = [
     "ACTIVATIONS",
     "OPERATORS",
     "PAGE",
+    "CacheShape",
     "Operator",
     "expected_tokens",
     "from_lanes",

@@ -11,6 +11,7 @@ PagedAttention", 2023.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,30 @@ from sparsify.ops.library import declare
 
 PAGE = LANES
 """Tokens of a page."""
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """The static sizes of a model's cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token."""
+        return 2 * 4 * self.layers * self.kv_heads * self.head_dim
+
+    def of_pages(self, pages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of keys and of values with room for so many pages."""
+        leading = (self.layers, pages, self.kv_heads)
+        return (*leading, self.head_dim, PAGE), (*leading, PAGE, self.head_dim)
+
+    def zeros(self, pages: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of an empty cache."""
+        keys, values = self.of_pages(pages)
+        return torch.zeros(keys), torch.zeros(values)
 
 
 def _fake_append(

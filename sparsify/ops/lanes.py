@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import optimization_hint
 
-from sparsify.layouts import LANES
+from sparsify.layouts import FEW_TOKENS, LANES
 from sparsify.ops.library import declare
 
 
@@ -33,9 +33,17 @@ def token_count(shape: Sequence[int | torch.SymInt]) -> int | torch.SymInt:
 
 
 def expected_tokens(rows: torch.Tensor) -> int:
-    """Tokens of a row-major activation on the example inputs; adds no guard."""
+    """Tokens of a row-major activation for which kernels are chosen; adds no guard.
+
+    Those of the example inputs, but a lane group where they are few and there may be more: kernels
+    for few tokens are slower on many than the other way round.
+    """
     count = token_count(rows.shape[:-1])
-    return count if isinstance(count, int) else optimization_hint(count, fallback=1)
+    if isinstance(count, int):
+        return count
+    expected = optimization_hint(count, fallback=1)
+    most = count.node.shape_env.bound_sympy(count.node.expr).upper
+    return LANES if expected <= FEW_TOKENS < most else expected
 
 
 def _fake_to_lanes(x: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,26 @@ def test_a_compiled_file_speaks_through_a_tokenizer(cli: Any, lm: Path, compiled
     assert json.loads(done.stdout)["tokens"] == own_tokens(lm, 12)
 
 
+def test_a_factory_may_give_the_model(cli: Any, lm: Path, compiled: Path, tmp_path: Path) -> None:
+    factory = tmp_path / "factories.py"
+    factory.write_text(
+        "import torch, transformers\ndef llama():\n    return "
+        f"transformers.AutoModelForCausalLM.from_pretrained({str(lm)!r}, dtype=torch.float32)\n"
+    )
+    rest = ("--tokenizer", lm, "-p", PROMPT, "--max-new-tokens", 12, "--threads", 1, "--json")
+    done = cli("generate", f"{factory}:llama", *rest)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["tokens"] == own_tokens(lm, 12)
+
+
+def test_options_of_the_compilation_are_heard(cli: Any, lm: Path, compiled: Path) -> None:
+    refused(cli("generate", lm, "-p", PROMPT, "--tune", "most"), "tune='most' must be")
+    refused(cli("generate", lm, "-p", PROMPT, "--target", "m68k"), "unknown target 'm68k'")
+    for options in (("--tune", "quick"), ("--no-cache",)):
+        done = cli("generate", compiled, "-p", PROMPT, "--tokenizer", lm, *options)
+        refused(done, "is compiled already; --tune and --no-cache do not apply")
+
+
 def test_draws_follow_their_seed(cli: Any, lm: Path, compiled: Path) -> None:
     def tokens(*options: object) -> list[int]:
         rest = ("--tokenizer", lm, "-p", PROMPT, "--max-new-tokens", 16, "--sample", "--json")
@@ -107,8 +127,8 @@ def test_refusals_take_one_line(
 def test_models_without_text_are_refused(
     cli: Any, lm: Path, tiny: str, folder: Path, tmp_path: Path
 ) -> None:
-    refused(cli("generate", folder, "-p", "x"), "no Hugging Face folder of a causal language model")
-    refused(cli("generate", tiny, "-p", "x"), "no Hugging Face folder of a causal language model")
+    refused(cli("generate", folder, "-p", "x"), "no causal language model of transformers")
+    refused(cli("generate", tiny, "-p", "x"), "no causal language model of transformers")
     refused(cli("generate", tmp_path / "no", "-p", "x"), "no such file or folder")
     refused(cli("generate", tmp_path / "no.sparsify", "-p", "x"), "no such file")
     assert cli("compile", tiny, "-o", tmp_path / "tiny.sparsify").exit_code == 0

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch.export import ExportedProgram
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from sparsify.cli.models import load_model, need_inputs
+from sparsify.cli.models import load_model, load_to_compile, need_inputs, quiet
+from sparsify.report import Notice
 
 FACTORIES = Path(__file__).with_name("tiny.py")
 
@@ -66,6 +69,38 @@ def test_a_folder_without_tokenizer_gets_tokens_from_its_vocabulary(folder: Path
     assert loaded.module(**inputs).last_hidden_state.shape == (2, 7, 32)
     with pytest.raises(ValueError, match="--seq 65 is more than its 64 positions"):
         load_model(str(folder), seq=65)
+
+
+def test_a_language_model_is_known_by_the_class_of_its_configuration(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "head")
+    GPT2Model(config).save_pretrained(tmp_path / "body")
+    assert load_model(str(tmp_path / "head")).generates
+    assert not load_model(str(tmp_path / "body")).generates
+
+
+def test_a_language_model_from_a_factory_generates_unless_it_brings_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "language_models.py").write_text(
+        "import torch\n"
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "def alone():\n"
+        "    return GPT2LMHeadModel(GPT2Config(50, 32, 16, 1, 2))\n"
+        "def with_inputs():\n"
+        "    return alone(), torch.ones(1, 4, dtype=torch.int64)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_to_compile("language_models:alone", None, None).generates
+    assert not load_to_compile("language_models:with_inputs", None, None).generates
+
+
+def test_of_all_warnings_ours_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        warnings.warn("about the insides of a library", stacklevel=1)
+        warnings.warn("kernels are built again", Notice, stacklevel=1)
+    assert capsys.readouterr().err == "note: kernels are built again\n"
 
 
 def test_a_tokenizer_fills_the_whole_sequence() -> None:

@@ -107,7 +107,7 @@ Compiled = tuple[dict[str, nn.Module], dict[str, Program], Executor]
 
 
 def program_of(model: nn.Module, length: int) -> Program:
-    batch = {0: torch.export.Dim("b", min=1, max=64)}
+    batch = {0: torch.export.Dim("b", min=1, max=8 if length == 1 else 64)}
     ids = batch if length == 1 else {**batch, 1: torch.export.Dim("s", min=1, max=128)}
     inputs = State(2).inputs(length, [length, 1])
     shapes = (ids, batch, batch, batch, None, None)

@@ -72,6 +72,26 @@ class Lanes(Rows):
         return OPS.from_lanes(normed, leading), OPS.from_lanes(y, leading)
 
 
+class Gates(nn.Module):
+    """Gated feed-forward networks whose gate runs in the linear's kernel, and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole, self.straddling = Linear(SELL, 64, 40), Linear(SELL, 66, 40)
+        self.shared = Linear(SELL, 32, 40)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leading, x = list(x.shape[:2]), OPS.to_lanes(x)
+        both = self.shared(x, lanes=True)
+        gated = [
+            OPS.gated(self.whole(x, lanes=True), "silu", True),
+            OPS.gated(self.straddling(x, lanes=True), "gelu", True),
+            OPS.gated(both, "relu", True),
+            both,
+        ]
+        return tuple(OPS.from_lanes(y, leading) for y in gated)
+
+
 class Attention(nn.Module):
     """Two layers that share a mask, one of them in lanes."""
 
@@ -151,6 +171,7 @@ BOTH = {0: BATCH, 1: LENGTH}
 EXAMPLES = {
     "rows": Example(Rows, lambda b, s: (torch.randn(b, s, 40),)),
     "lanes": Example(Lanes, lambda b, s: (torch.randn(b, s, 40),)),
+    "gates": Example(Gates, lambda b, s: (torch.randn(b, s, 40),)),
     "attention": Example(
         Attention, lambda b, s: (torch.randn(b, s, 48), torch.rand(b, s) < 0.7), (BOTH, BOTH)
     ),
@@ -294,3 +315,12 @@ def test_gelu_of_torch_is_lowered_by_the_importer() -> None:
             return F.gelu(x)
 
     assert lower({"forward": program_of(Plain(), (torch.randn(2, 3),))}, Target.parse("x86-avx2"))
+
+
+def test_gates_run_in_the_kernels_of_linears_that_hold_both_halves() -> None:
+    example = EXAMPLES["gates"]
+    module = lower({"gates": example.program(example.model())}, Target.parse("native"))
+    kernels = [variable.name_hint for variable in module.get_global_vars()]
+    assert sum(name.startswith("gated_lanes_") for name in kernels) == 2
+    assert sum(name.startswith("gated_sell_") for name in kernels) == 1
+    assert not any(re.fullmatch(r"sell_\w+_64x40_\w+", name) for name in kernels)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,21 @@ from sparsify.plan import Plan
 from sparsify.program import Program, ProgramSet
 from sparsify.report import Report
 from sparsify.signature import parameters_of
+
+Change = Callable[[dict[str, Any], dict[str, bytes]], None]
+
+
+def changed(source: Path, target: Path, change: Change) -> Path:
+    """A copy of a file with its manifest and parts changed, digests left as they were."""
+    with zipfile.ZipFile(source) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(parts.pop("manifest.json"))
+    change(manifest, parts)
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+        archive.writestr("manifest.json", json.dumps(manifest))
+    return target
 
 
 class Small(nn.Module):

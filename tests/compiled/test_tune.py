@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.codegen import tune
+from sparsify.codegen import target, tune
 from sparsify.codegen.tune import Effort
 
 from .conftest import Small, examples
@@ -51,8 +51,47 @@ def test_without_a_cache_nothing_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "tuned").exists()
 
 
-def test_a_tuned_compilation_is_another_one() -> None:
+def test_a_tuned_compilation_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = Small().eval(), ((), examples())
     assert not sparsify.compile(model, given).report.facts["cached"]
     assert not sparsify.compile(model, given, tune="quick").report.facts["cached"]
     assert sparsify.compile(model, given, tune="quick").report.facts["cached"]
+    # Another CPU that runs the same code: predictions hold there, measurements do not.
+    monkeypatch.setattr(target, "host_model", lambda: "another CPU")
+    assert sparsify.compile(model, given).report.facts["cached"]
+    assert not sparsify.compile(model, given, tune="quick").report.facts["cached"]
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A saved model whose measurements, so it was made to believe, turn predictions around."""
+    monkeypatch.setitem(tune.EFFORTS, "quick", Effort(16, 1, 0.0))
+    monkeypatch.setattr(
+        tune, "in_turns", lambda calls, *_: {name: 1e-3 / (1 + i) for i, name in enumerate(calls)}
+    )
+    compiled = sparsify.compile(Small().eval(), ((), examples()), num_threads=1, tune="quick")
+    compiled.save(tmp_path / "tuned.sparsify")
+    return tmp_path / "tuned.sparsify"
+
+
+def test_measured_layouts_outlive_a_rebuild(tuned: Path, tmp_path: Path) -> None:
+    expected = linears(sparsify.load(tuned))
+    predicted = sparsify.compile(Small().eval(), ((), examples()), num_threads=1)
+    assert {d.layout for d in expected} != {d.layout for d in linears(predicted)}
+    for round_ in range(2):  # a rebuilt model is a tuned one still
+        loaded = sparsify.load(tuned, trusted=False)
+        for found, wanted in zip(linears(loaded), expected, strict=True):
+            assert (found.site, found.layout) == (wanted.site, wanted.layout)
+            assert found.measured_seconds == wanted.measured_seconds
+            assert "measured when first compiled" in found.reason
+        for name, value in Small().eval()(**examples(2, 40)).items():
+            torch.testing.assert_close(loaded(**examples(2, 40))[name], value, rtol=1e-4, atol=1e-5)
+        tuned = tmp_path / f"{round_}.sparsify"
+        loaded.save(tuned)
+
+
+@pytest.mark.isa("x86-avx2")
+def test_measured_layouts_are_not_for_another_target(tuned: Path) -> None:
+    with pytest.warns(UserWarning, match=r"layouts were measured for target 'native.*predicted"):
+        loaded = sparsify.load(tuned, target="x86-avx2")
+    assert all(d.measured_seconds is None for d in linears(loaded))

@@ -9,16 +9,16 @@ from torch import nn
 from sparsify.frontend.causal_lm import (
     ENTRIES,
     INPUTS,
-    Geometry,
     capture_causal_lm,
     import_causal_lm,
 )
+from sparsify.ops import CacheShape
 from sparsify.rewriter import share_weights
 from sparsify.verification import verify
 
 OFTEN, SLOW = ["llama", "gemma3", "gemma2"], ["mistral", "qwen2", "qwen3"]
 FAMILIES = [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-GEOMETRY = {name: Geometry(3 if name == "gemma3" else 2, 2, 6) for name in (*OFTEN, *SLOW)}
+SHAPES = {name: CacheShape(3 if name == "gemma3" else 2, 2, 6) for name in (*OFTEN, *SLOW)}
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,13 @@ def test_greedy_decoding_gives_the_tokens_of_transformers(name, imported, tiny_l
     rows = tiny_lm.prompts(61, (19, 3, 8))
     expected = [tiny_lm.own_tokens(model, row, 24) for row in rows]
     for chunk in (19, 7):
-        assert tiny_lm.paged_tokens(programs, GEOMETRY[name], rows, 24, chunk) == expected
+        assert tiny_lm.paged_tokens(programs, SHAPES[name], rows, 24, chunk) == expected
 
 
 def test_a_single_token_is_a_prompt(imported, tiny_lm):
     model, programs = imported("llama")
     (row,) = tiny_lm.prompts(61, (1,))
-    found = tiny_lm.paged_tokens(programs, GEOMETRY["llama"], [row], 5, 1)
+    found = tiny_lm.paged_tokens(programs, SHAPES["llama"], [row], 5, 1)
     assert found == [tiny_lm.own_tokens(model, row, 5)]
 
 
@@ -177,5 +177,5 @@ def test_smollm2_decodes_like_transformers(smollm2, tiny_lm):
     programs = import_causal_lm(smollm2)
     rows = tiny_lm.prompts(smollm2.config.vocab_size, (21, 5))
     expected = [tiny_lm.own_tokens(smollm2, row, 20) for row in rows]
-    found = tiny_lm.paged_tokens(programs, Geometry(30, 3, 64), rows, 20, 16)
+    found = tiny_lm.paged_tokens(programs, CacheShape(30, 3, 64), rows, 20, 16)
     assert found == expected

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 import sparsify
-from sparsify.generation import CacheFull
+from sparsify.generation import CacheFull, TextSettings
 
 NEW = 24
 LENGTHS = (3, 21, 1)
@@ -144,6 +144,28 @@ def test_a_saved_model_generates_the_same(
     prompts = tiny_lm.prompts(61, LENGTHS)
     expected = compiled.generate(prompts, max_new_tokens=NEW)
     assert torch.equal(loaded.generate(prompts, max_new_tokens=NEW), expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_positions", "many"),
+        ("max_positions", None),
+        ("eos_token_ids", 3),
+        ("eos_token_ids", ["end"]),
+        ("pad_token_id", "0"),
+        ("config", []),
+        ("surprise", 1),
+    ],
+)
+def test_odd_settings_are_named(field: str, value: object) -> None:
+    record = TextSettings(32, (1, 2), 0, {"model_type": "llama"}).to_dict()
+    assert TextSettings.from_dict(record).to_dict() == record
+    record[field] = value
+    if value is None:
+        del record[field]
+    with pytest.raises(sparsify.ArtefactError, match=rf"'{field}'"):
+        TextSettings.from_dict(record)
 
 
 def test_a_second_compilation_comes_from_the_cache(llama: Any) -> None:

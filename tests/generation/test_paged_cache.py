@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsify.generation import CacheFull, PagedCache
-from sparsify.generation.paged_cache import CacheShape
+from sparsify.ops import CacheShape
 
 SHAPE = CacheShape(layers=2, kv_heads=3, head_dim=4)
 

@@ -52,6 +52,11 @@ def test_extreme_shapes(layout, shape, value):
     torch.testing.assert_close(layout.unpack(packed, shape), weight, rtol=0, atol=0, equal_nan=True)
 
 
+def test_dense_layouts_are_those_that_gain_nothing_from_zeros(layout):
+    sizes = {layout.estimate_nbytes((48, 480), nnz) for nnz in (0, 48 * 480)}
+    assert layout.is_dense == (len(sizes) == 1)
+
+
 def test_packing_copes_with_strided_weights(layout):
     weight = storable(layout, torch.randn(12, 10)).t()[::2]
     assert torch.equal(layout.unpack(layout.pack(weight), (5, 12)), weight)

@@ -34,10 +34,18 @@ def cost() -> FakeCost:
 
 @pytest.fixture
 def import_model() -> Callable[..., ProgramSet]:
-    """``import_model(module, *examples)``: one program with every dimension dynamic."""
+    """``import_model(module, *examples)``: one program with every dimension dynamic.
 
-    def load(module: torch.nn.Module, *examples: torch.Tensor) -> ProgramSet:
-        return import_torch(module.eval(), examples)
+    With ``rows``, the first dimension alone is, up to so many.
+    """
+
+    def load(
+        module: torch.nn.Module, *examples: torch.Tensor, rows: int | None = None
+    ) -> ProgramSet:
+        if rows is None:
+            return import_torch(module.eval(), examples)
+        shapes = tuple({0: torch.export.Dim("rows", min=1, max=rows)} for _ in examples)
+        return import_torch(module.eval(), examples, dynamic_shapes=shapes)
 
     return load
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sparsify.contracts import PassContext
-from sparsify.frontend.causal_lm import Geometry, import_causal_lm
+from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.layouts import FEW_TOKENS
-from sparsify.ops import expected_tokens
+from sparsify.ops import CacheShape, expected_tokens
 from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.passes.graph import arguments
 from sparsify.passes.propagate_lanes import PropagateLanes
@@ -108,9 +108,9 @@ def test_every_stage_decodes_the_tokens_of_transformers(name, compiled, tiny_lm)
     model, _, portable, bound = compiled(name)
     rows = tiny_lm.prompts(61, (19, 3, 8))
     expected = [tiny_lm.own_tokens(model, row, 12) for row in rows]
-    geometry = Geometry(model.config.num_hidden_layers, 2, 6)
+    shape = CacheShape(model.config.num_hidden_layers, 2, 6)
     for result in (portable, bound):
-        assert tiny_lm.paged_tokens(result.programs, geometry, rows, 12, 7) == expected
+        assert tiny_lm.paged_tokens(result.programs, shape, rows, 12, 7) == expected
 
 
 def test_both_programs_hold_one_copy_of_every_weight(compiled):

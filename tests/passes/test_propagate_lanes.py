@@ -165,18 +165,30 @@ def test_sums_before_the_first_kernel_stay_row_major(run):
     assert entry.args[0].target == torch.ops.aten.add.Tensor
 
 
-def test_pooling_one_token_of_few_sequences_stays_row_major(run):
-    """Two tokens in the examples: one group of lanes would be mostly empty."""
-    _, count, _ = run(lambda m, x: torch.tanh(m.b(m.norm(m.a(x))[:, 0])))
-    assert conversions(count) == (1, 1)
-
-
-@pytest.mark.parametrize(("tokens", "expected"), [(8, (0, 0)), (9, (1, 1))])
-def test_few_tokens_stay_row_major(tokens, expected, import_model, apply, targets, same_results):
-    model = Net(lambda m, x: m.norm(m.b(torch.relu(m.a(x))) + x))
-    result = apply(import_model(model, torch.randn(tokens, 6)), *BEFORE, PropagateLanes())
+@pytest.mark.parametrize(("rows", "expected"), [(8, (1, 1)), (9, (2, 2))])
+def test_pooling_one_token_of_few_sequences_stays_row_major(
+    rows, expected, import_model, apply, targets, same_results
+):
+    """At most 8 tokens are pooled: one group of lanes would be mostly empty."""
+    model = Net(lambda m, x: torch.tanh(m.b(m.norm(m.a(x))[:, 0])))
+    result = apply(import_model(model, torch.randn(2, 5, 6), rows=rows), *BEFORE, PropagateLanes())
     assert conversions(targets(result.programs["forward"])) == expected
-    same_results(model, result.programs["forward"], [(torch.randn(n, 6),) for n in (1, 8, 33)])
+    same_results(model, result.programs["forward"], [(torch.randn(n, 5, 6),) for n in (1, 8)])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most", "expected"),
+    [(2, 8, (0, 0)), (8, 8, (0, 0)), (2, 9, (1, 1)), (9, 9, (1, 1)), (2, None, (1, 1))],
+)
+def test_few_tokens_stay_row_major_where_there_are_never_more(
+    tokens, most, expected, import_model, apply, targets, same_results
+):
+    model = Net(lambda m, x: m.norm(m.b(torch.relu(m.a(x))) + x))
+    programs = import_model(model, torch.randn(tokens, 6), rows=most)
+    result = apply(programs, *BEFORE, PropagateLanes())
+    assert conversions(targets(result.programs["forward"])) == expected
+    sizes = range(1, most + 1) if most else (1, 8, 33)
+    same_results(model, result.programs["forward"], [(torch.randn(n, 6),) for n in sizes])
 
 
 def test_a_vector_input_without_tokens(import_model, apply, same_results, targets):

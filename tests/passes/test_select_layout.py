@@ -154,7 +154,7 @@ BITMAP = Bitmap()
 
 def prefill_and_decode(import_model, model, many=16, few=4) -> ProgramSet:
     (prefill,) = import_model(model, torch.randn(2, many // 2, 40))
-    (decode,) = import_model(model, torch.randn(2, few // 2, 40))
+    (decode,) = import_model(model, torch.randn(few, 1, 40), rows=8)
     return ProgramSet((replace(prefill, name="prefill"), replace(decode, name="decode")))
 
 
@@ -167,8 +167,9 @@ def test_a_weight_for_few_and_many_tokens_is_kept_in_two_layouts(import_model, a
     pair = prefill_and_decode(import_model, model)
     result = apply(pair, SparseLinear(), SelectLayout(), context=PassContext(cost=FormCost()))
     assert layouts_of(result) == ["sell{rows=4,k_block=32,window=16}", BITMAP.spec]
-    for program in result.programs:
-        same_results(model, program, [(torch.randn(1, 3, 40),), (torch.randn(1, 33, 40),)])
+    prefill, decode = result.programs
+    same_results(model, prefill, [(torch.randn(1, 3, 40),), (torch.randn(1, 33, 40),)])
+    same_results(model, decode, [(torch.randn(1, 1, 40),), (torch.randn(8, 1, 40),)])
     (decision,) = selected(result)
     assert decision.verdict == "sparse"
     assert decision.layout == f"sell{{rows=4,k_block=32,window=16}} + {BITMAP.spec}"
@@ -232,17 +233,17 @@ class Tied(nn.Module):
         return self.head(self.embed(ids))
 
 
-@pytest.mark.parametrize(("count", "layout"), [(4, "dense"), (16, "packed_dense{rows=6}")])
+@pytest.mark.parametrize(("most", "layout"), [(8, "dense"), (16, "packed_dense{rows=6}")])
 def test_a_tied_embedding_stays_a_plain_matrix_for_few_tokens(
-    count, layout, import_model, apply, monkeypatch
+    most, layout, import_model, apply, monkeypatch
 ):
     monkeypatch.setattr(FormCost, "dense", (PackedDense(rows=6), Dense()))
-    programs = import_model(Tied(), torch.zeros(1, count, dtype=torch.int64))
+    programs = import_model(Tied(), torch.zeros(4, 1, dtype=torch.int64), rows=most)
     result = apply(programs, SparseLinear(), SelectLayout(), context=PassContext(cost=DenseCost()))
     assert layouts_of(result) == [layout]
     (decision,) = selected(result)
-    assert ("in memory anyway" in decision.reason) == (count == 4)
-    if count == 4:
+    assert ("in memory anyway" in decision.reason) == (most == 8)
+    if most == 8:
         assert result.programs.weights.nbytes == 24 * 40 * 4
 
 
@@ -253,7 +254,7 @@ class DenseCost(FormCost):
 
 def test_a_sparse_head_is_not_held_to_its_embedding(import_model, apply, monkeypatch):
     monkeypatch.setattr(FormCost, "dense", (PackedDense(rows=6), Dense()))
-    programs = import_model(Tied(0.1), torch.zeros(1, 4, dtype=torch.int64))
+    programs = import_model(Tied(0.1), torch.zeros(4, 1, dtype=torch.int64), rows=8)
     result = apply(programs, SparseLinear(), SelectLayout(), context=PassContext(cost=FormCost()))
     assert layouts_of(result) == [BITMAP.spec]
 

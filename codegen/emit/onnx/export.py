@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from sparsify.codegen.emit.onnx import files
 from sparsify.codegen.emit.onnx.linears import store_weights
 from sparsify.codegen.emit.onnx.metadata import describe
-from sparsify.codegen.emit.onnx.names import name_dimensions, name_nodes, name_outputs
+from sparsify.codegen.emit.onnx.names import name_dimensions, name_nodes, name_outputs, tidy
 from sparsify.codegen.emit.onnx.state import functional
 from sparsify.codegen.emit.onnx.translate import translations
 from sparsify.codegen.emit.onnx.weights import StoredWeight
@@ -124,6 +124,7 @@ def build(
         else:
             optimizer.optimize_ir(model, inline=False)
             _add_functions(model)
+    tidy(model)
     model.ir_version = _IR_VERSION
     model.producer_name, model.producer_version = "sparsify", version("sparsify-compiler")
     model.graph.name = program.name
@@ -157,8 +158,7 @@ def _translate(exported: ExportedProgram) -> ir.Model:
         if not missing:
             raise ValueError(f"the program cannot be exported to ONNX: {_cause(error)}") from error
         raise ValueError(
-            f"{len(missing)} operators cannot be exported to ONNX opset {OPSET}: "
-            f"{', '.join(missing)}; replace them in the model"
+            f"there is no ONNX, opset {OPSET}, for {', '.join(missing)}; replace them in the model"
         ) from error
     assert made is not None
     return made.model

@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sparsify.codegen.emit.onnx.names import SITE
 from sparsify.codegen.emit.onnx.weights import StoredWeight
+from sparsify.ops.onnx import DOMAIN
 from sparsify.report import Decision, Report
 
 if TYPE_CHECKING:
     from onnxscript import ir
 
-_KEY = "sparsify.{}"
+_KEY = f"{DOMAIN}.{{}}"
 
 
 def describe(
     sites: Mapping[ir.Node, str], stored: Mapping[ir.Node, StoredWeight], report: Report
 ) -> None:
     """Sets ``metadata_props`` of our nodes: site, storage of the weight, the last decision."""
-    decisions = {decision.site: decision for decision in report}
+    decisions = {decision.site: decision for decision in (*report, *report.final())}
     for node, site in sites.items():
-        facts = {"site": site}
+        facts: dict[str, str] = {}
         if node in stored:
             facts |= _storage(stored[node])
         if site in decisions:
             facts |= _decision(decisions[site], report.target)
+        node.metadata_props[SITE] = site
         node.metadata_props.update({_KEY.format(key): text for key, text in facts.items() if text})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 _TOKENS = ("x", "query", "key")
 """Ports whose operand says in which module an operator stands."""
 
+SITE = f"{DOMAIN}.site"
+"""The key of a node's metadata that holds its site."""
+
 _IMAGE = {2: "height", 3: "width"}
 
 
 def name_nodes(model: ir.Model) -> dict[ir.Node, str]:
-    """Names our nodes and their results after sites; others keep the names of ATen operators.
+    """Names our nodes and their results after sites.
 
     A node with a weight is named after its module, another (attention, say) after the module in
     which the first operand was made, ``encoder.layer.0.attention.self/AttentionMask``.
@@ -31,18 +35,41 @@ def name_nodes(model: ir.Model) -> dict[ir.Node, str]:
         The site of each node of ours.
     """
     sites: dict[ir.Node, str] = {}
-    taken: dict[str, int] = {}
+    taken: Counter[str] = Counter()
     for node in model.graph:
-        node.name = (node.name or node.op_type).removeprefix("node_")
-        if node.domain == DOMAIN:
-            sites[node] = _own_site(node) or _parent_site(node, sites)
-            name = sites[node] if _own_site(node) else f"{sites[node]}/{node.op_type}".lstrip("/")
-            count = taken[name] = taken.get(name, -1) + 1
-            node.name = f"{name}_{count}" if count else name
-            if len(node.outputs) == 1:
-                node.outputs[0].name = node.name
-        node.metadata_props.clear()
+        if node.domain != DOMAIN:
+            continue
+        own = _own_site(node)
+        sites[node] = own or _parent_site(node, sites)
+        node.name = _numbered(own or f"{sites[node]}/{node.op_type}".lstrip("/"), taken)
+        if len(node.outputs) == 1:
+            node.outputs[0].name = node.name
     return sites
+
+
+def tidy(model: ir.Model) -> None:
+    """Names what the exporter numbered, and removes the notes that libraries left.
+
+    A standard operator has the name of its result, or, out of the body of one of ours, its site's.
+    """
+    taken: Counter[str] = Counter()
+    for node in model.graph:
+        ours = {key: text for key, text in node.metadata_props.items() if key.startswith(DOMAIN)}
+        node.metadata_props.clear()
+        node.metadata_props.update(ours)
+        if node.domain != DOMAIN:
+            site = ours.get(SITE)
+            made = f"{site}/{node.op_type}" if site else node.outputs[0].name or node.op_type
+            node.name = _numbered(made, taken)
+    for value in (*_values(model), *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _numbered(name: str, taken: Counter[str]) -> str:
+    taken[name] += 1
+    return name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
 
 
 def _own_site(node: ir.Node) -> str:
@@ -108,10 +135,9 @@ def name_dimensions(model: ir.Model) -> None:
             symbol = getattr(extent, "value", None)
             if symbol is not None and symbol not in names and symbol.isidentifier():
                 names[symbol] = _axis_name(value, axis, set(names.values()))
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
-    if names:
-        for value in _values(model):
-            _rename(value, pattern, names)
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b" if names else r"(?!)")
+    for value in _values(model):
+        _rename(value, pattern, names)
 
 
 def _axis_name(value: ir.Value, axis: int, taken: set[str]) -> str:
@@ -136,10 +162,12 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 def _rename(value: ir.Value, symbols: re.Pattern[str], names: dict[str, str]) -> None:
     from onnxscript import ir
 
+    def renamed(extent: Any) -> Any:
+        if isinstance(extent, int) or extent.value is None:
+            return extent
+        text = symbols.sub(lambda found: names[found[0]], extent.value)
+        # A size that export specialised is still a symbol, whose name is the number.
+        return int(text) if text.isdigit() else ir.SymbolicDim(text)
+
     if value.shape is not None:
-        value.shape = ir.Shape(
-            extent
-            if isinstance(extent, int) or extent.value is None
-            else ir.SymbolicDim(symbols.sub(lambda found: names[found[0]], extent.value))
-            for extent in value.shape
-        )
+        value.shape = ir.Shape(map(renamed, value.shape))

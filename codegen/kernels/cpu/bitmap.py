@@ -19,24 +19,20 @@ from tvm.tirx.script.builder import ir as T
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.bitmap_words import Words, words_of
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.row_kernel import RowKernel
 from sparsify.codegen.kernels.cpu.rows import (
     ahead,
-    finish_rows,
     lane_sums,
     ragged_load,
-    row_tasks,
     store_rows,
-    token_tiles,
 )
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Registers,
     Tensor,
-    arguments,
     bind,
     i64,
     prefetch,
-    prim_func,
     symbol,
 )
 from sparsify.layouts import Bitmap
@@ -79,48 +75,28 @@ class BitmapLinear:
         return _Emitter(self).build()
 
 
-class _Emitter:
+class _Emitter(RowKernel):
+    spec: BitmapLinear
+
     def __init__(self, spec: BitmapLinear) -> None:
-        self.spec = spec
+        super().__init__(spec, spec.layout.rows)
         self.rows, self.word = spec.layout.rows, spec.layout.word
         self.groups = spec.layout.groups(spec.out_features)
         self.words = spec.layout.words(spec.in_features)
 
-    def build(self) -> Any:
-        spec = self.spec
-        fp32 = spec.layout.value_bits == 32
-        with prim_func(spec.name) as result:
-            self.tokens, stream = symbol(), symbol()
-            features = (self.tokens, spec.out_features)
-            self.x, self.starts, self.masks, self.values, *rest = arguments(
-                Tensor("x", (self.tokens, spec.in_features)),
-                Tensor("starts", (self.groups + 1,), "int32"),
-                Tensor("masks", (self.groups, self.words, self.rows), "int16" if fp32 else "int32"),
-                Tensor("values", (stream,), "float32" if fp32 else "int16"),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
-            self.bias, self.residual, self.y = rest
-            self.expansion: Words = words_of(spec.isa, spec.layout, bind(self.starts[0]))
-            row_tasks(spec.out_features, self.rows, self._task)
-        return result[0]
+    def weight(self) -> tuple[Tensor, ...]:
+        fp32 = self.spec.layout.value_bits == 32
+        return (
+            Tensor("starts", (self.groups + 1,), "int32"),
+            Tensor("masks", (self.groups, self.words, self.rows), "int16" if fp32 else "int32"),
+            Tensor("values", (symbol(),), "float32" if fp32 else "int16"),
+        )
 
-    def _task(self, first: Expr, groups: Expr) -> None:
-        spec = self.spec
-        with T.serial(groups) as i:
-            group = bind(first + i)
-            token_tiles(
-                self.tokens, spec.tokens, lambda token, count: self._group(group, token, count)
-            )
-        row = bind(first * self.rows)
-        rows = bind(T.min(groups * self.rows, T.int64(spec.out_features) - row))
-        finish_rows(
-            spec.isa, spec.epilogue, spec.out_features, self.tokens,
-            self.y, self.bias, self.residual, row, rows,
-        )  # fmt: skip
+    def take(self, *packed: Expr) -> None:
+        self.starts, self.masks, self.values = packed
+        self.expansion: Words = words_of(self.spec.isa, self.spec.layout, bind(self.starts[0]))
 
-    def _group(self, group: Expr, token: Expr, count: int) -> None:
+    def tile(self, group: Expr, token: Expr, count: int) -> None:
         spec, width = self.spec, self.spec.isa.vector
         total = Registers(self.rows * count, width)
         total.clear()

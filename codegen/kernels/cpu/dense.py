@@ -17,12 +17,12 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.operands import linear_operands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     LaneTile,
     Registers,
     Tensor,
-    arguments,
     bind,
     choose,
     load,
@@ -75,14 +75,9 @@ class _Emitter:
         spec = self.spec
         with prim_func(spec.name) as result:
             groups = symbol()
-            features = (groups, spec.out_features, LANES)
-            self.x, self.panels, self.bias, self.residual, self.y = arguments(
-                Tensor("x", (groups, spec.in_features, LANES)),
-                Tensor("panels", (self.panel_count, spec.in_features, self.rows)),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
+            weight = [Tensor("panels", (self.panel_count, spec.in_features, self.rows))]
+            operands = linear_operands(spec, groups, weight, "lanes")
+            self.x, (self.panels,), self.bias, self.residual, self.y = operands
             chunks = -(-self.panel_count // spec.chunk_panels)
             tiled_tasks(spec.isa, groups, chunks, spec.vectors, self._task)
         return result[0]

@@ -16,24 +16,19 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.row_kernel import RowKernel
 from sparsify.codegen.kernels.cpu.rows import (
     ahead,
-    finish_rows,
     lane_sums,
     ragged_load,
-    row_tasks,
     store_rows,
-    token_tiles,
 )
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Registers,
     Tensor,
-    arguments,
     bind,
     prefetch,
-    prim_func,
-    symbol,
 )
 from sparsify.layouts import Dense
 
@@ -73,44 +68,29 @@ class DenseRowsLinear:
         return _Emitter(self).build()
 
 
-class _Emitter:
+class _Emitter(RowKernel):
+    spec: DenseRowsLinear
+
     def __init__(self, spec: DenseRowsLinear) -> None:
-        self.spec = spec
+        super().__init__(spec, spec.rows)
 
-    def build(self) -> Any:
-        spec = self.spec
-        with prim_func(spec.name) as result:
-            self.tokens = symbol()
-            features = (self.tokens, spec.out_features)
-            self.x, self.weight, self.bias, self.residual, self.y = arguments(
-                Tensor("x", (self.tokens, spec.in_features)),
-                Tensor("weight", (spec.out_features, spec.in_features)),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
-            row_tasks(spec.out_features, spec.rows, self._task)
-        return result[0]
+    def weight(self) -> tuple[Tensor, ...]:
+        return (Tensor("weight", (self.spec.out_features, self.spec.in_features)),)
 
-    def _task(self, first: Expr, groups: Expr) -> None:
-        spec = self.spec
-        with T.serial(groups) as i:
-            row = bind((first + i) * spec.rows)
-            token_tiles(self.tokens, spec.tokens, lambda token, n: self._tiles(row, token, n))
-        row = bind(first * spec.rows)
-        rows = bind(T.min(groups * spec.rows, T.int64(spec.out_features) - row))
-        finish_rows(
-            spec.isa, spec.epilogue, spec.out_features, self.tokens,
-            self.y, self.bias, self.residual, row, rows,
-        )  # fmt: skip
+    def take(self, *packed: Expr) -> None:
+        (self.matrix,) = packed
 
-    def _tiles(self, row: Expr, token: Expr, count: int) -> None:
-        """The rows of a group, as many at once as have registers for ``count`` tokens."""
+    def place(self, unit: Expr) -> Expr:
+        """The first row."""
+        return unit * self.spec.rows
+
+    def tile(self, row: Expr, token: Expr, count: int) -> None:
+        """The unit's rows, as many at once as have registers for ``count`` tokens."""
         rows = max(1, min(self.spec.rows, self.spec.isa.registers // 2 // count))
         for r in range(0, self.spec.rows, rows):
-            self._tile(bind(row + r), rows, token, count)
+            self._rows(bind(row + r), rows, token, count)
 
-    def _tile(self, row: Expr, rows: int, token: Expr, count: int) -> None:
+    def _rows(self, row: Expr, rows: int, token: Expr, count: int) -> None:
         spec, width = self.spec, self.spec.isa.vector
         ragged = spec.out_features % spec.rows != 0
         last = T.int64(spec.out_features - 1)
@@ -124,7 +104,7 @@ class _Emitter:
         with T.serial(T.int64(whole)) as step:
             column = bind(step * _STEP)
             for at in w_at:
-                prefetch(self.weight, at + column + distance)
+                prefetch(self.matrix, at + column + distance)
             self._step(total, [at + column for at in w_at], [at + column for at in x_at], _STEP)
         if left := spec.in_features - whole * _STEP:
             begin = whole * _STEP
@@ -140,6 +120,6 @@ class _Emitter:
         for v in range(0, columns, width):
             x = [bind(ragged_load(self.x, at + v, columns - v, width)) for at in x_at]
             for r, at in enumerate(w_at):
-                weight = bind(ragged_load(self.weight, at + v, columns - v, width))
+                weight = bind(ragged_load(self.matrix, at + v, columns - v, width))
                 for t in range(count):
                     total[r * count + t] = total[r * count + t] + weight * x[t]

@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.lanes import transposed
-from sparsify.codegen.kernels.cpu.paged_cache import PAGE, PagedCache, page_count
+from sparsify.codegen.kernels.cpu.paged_cache import PAGE, CacheOperands, page_count
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Integer,
@@ -72,7 +72,7 @@ class KvAppend:
 class _Emitter:
     def __init__(self, spec: KvAppend) -> None:
         self.spec = spec
-        self.cache = PagedCache("kv_append", spec.kv_heads, spec.head_dim)
+        self.cache = CacheOperands("kv_append", spec.kv_heads, spec.head_dim)
 
     def build(self) -> Any:
         spec, cache = self.spec, self.cache

@@ -10,6 +10,7 @@ from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.dense import DenseLinear
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
 from sparsify.codegen.kernels.cpu.sell import SellLinear
+from sparsify.codegen.kernels.cpu.sell_gated import GatedSell
 from sparsify.codegen.registry import LinearSite, register_linear
 from sparsify.layouts import LANES, Form, PackedDense, Sell
 
@@ -116,6 +117,15 @@ class SellKernels:
             vectors=_vectors(isa, layout),
             chunk_groups=layout.window // layout.rows,
         )
+
+    def gated_kernel(
+        self, isa: Isa, site: LinearSite, layout: Sell, activation: str
+    ) -> GatedSell | None:
+        features = site.out_features // 2
+        if features % layout.window:
+            return None
+        vectors = _vectors(isa, layout)
+        return GatedSell(isa, features, site.in_features, layout, site.bias, activation, vectors)
 
     def cycles(
         self, isa: Isa, layout: Sell, shape: tuple[int, int], nnz: int, tokens: int

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.math import LOG2E, Vector, tanh
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
+    Integer,
     Tensor,
+    arguments,
     bind,
     i64,
     in_name,
@@ -28,8 +31,8 @@ PAGE = LANES
 """Tokens of a page."""
 
 
-class PagedCache:
-    """The cache's parameters of one kernel.
+class CacheOperands:
+    """The paged cache as parameters of one kernel.
 
     Attributes:
         batch, table: extents of the page table: sequences, and pages of each.
@@ -47,6 +50,24 @@ class PagedCache:
             Tensor("values", (*leading, PAGE, head_dim)),
             Tensor("pages", (self.batch, self.table), "int32"),
         )
+
+    def declare_reading(self, query: Tensor, y: Tensor) -> tuple[Expr, ...]:
+        """The parameters of an attention over the cache.
+
+        ``(query, keys, values, pages, lengths, counts, layer, length, y)``; all are returned but
+        the page table and the layer, which are taken.
+        """
+        declared, keys, values, pages, lengths, counts, layer, length, out = arguments(
+            query,
+            *self.tensors,
+            Tensor("lengths", (self.batch,), "int64"),
+            Tensor("counts", (self.batch,), "int64"),
+            Integer("layer"),
+            Integer("length"),
+            y,
+        )
+        self.bind(pages, layer)
+        return declared, keys, values, lengths, counts, length, out
 
     def bind(self, pages: Expr, layer: Expr) -> None:
         """Takes the declared page table and the layer."""
@@ -148,3 +169,29 @@ class Scores:
     def lowest(self, position: Expr) -> Expr:
         """The first key that the query at ``position`` sees."""
         return T.max(position - (self.window - 1), T.int64(0)) if self.window else T.int64(0)
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """What the specifications of attention over the cache have in common.
+
+    Attributes:
+        heads, kv_heads, head_dim: head ``h`` attends with key head ``h * kv_heads // heads``.
+        features: features of the tensor that holds the query.
+        offset: where head 0 begins there.
+        scores: how scores are made and which keys are seen.
+    """
+
+    isa: Isa
+    heads: int
+    kv_heads: int
+    head_dim: int
+    features: int
+    offset: int
+    scores: Scores
+
+    @property
+    def _suffix(self) -> str:
+        """Of the kernel's name."""
+        heads = f"h{self.heads}_{self.kv_heads}_{self.head_dim}_{self.features}p{self.offset}"
+        return f"{self.isa.name}_{heads}_{self.scores.name}"

@@ -11,14 +11,11 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.flash import FlashTiles
-from sparsify.codegen.kernels.cpu.paged_cache import PAGE, PagedCache, Scores
+from sparsify.codegen.kernels.cpu.paged_cache import PAGE, CacheOperands, PagedAttention
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
-    Integer,
     Tensor,
-    arguments,
     bind,
     prim_func,
     splat,
@@ -28,30 +25,18 @@ from sparsify.layouts import LANES
 
 
 @dataclass(frozen=True)
-class PagedPrefill:
+class PagedPrefill(PagedAttention):
     """The kernel's specification.
 
     Attributes:
-        heads, kv_heads, head_dim: head ``h`` attends with key head ``h * kv_heads // heads``.
-        features: features of the tensor that holds the query.
-        offset: where head 0 begins there.
-        scores: how scores are made and which keys are seen.
         vectors: query tile, in vectors.
     """
 
-    isa: Isa
-    heads: int
-    kv_heads: int
-    head_dim: int
-    features: int
-    offset: int
-    scores: Scores
     vectors: int
 
     @property
     def name(self) -> str:
-        heads = f"h{self.heads}_{self.kv_heads}_{self.head_dim}_{self.features}p{self.offset}"
-        return f"paged_prefill_{self.isa.name}_{heads}_{self.scores.name}_v{self.vectors}"
+        return f"paged_prefill_{self._suffix}_v{self.vectors}"
 
     def build(self) -> Any:
         """A PrimFunc ``(query, keys, values, pages, lengths, counts, layer, length, y)``.
@@ -68,28 +53,18 @@ class _Emitter(FlashTiles):
         factor = spec.scores.factor
         super().__init__(spec.isa, heads, spec.vectors, spec.features, spec.offset, factor, 1)
         self.spec = spec
-        self.cache = PagedCache("paged_attention", spec.kv_heads, spec.head_dim)
+        self.cache = CacheOperands("paged_attention", spec.kv_heads, spec.head_dim)
 
     def build(self) -> Any:
         spec, cache = self.spec, self.cache
         with prim_func(spec.name) as result:
             self.groups = symbol()
-            keys, values, pages = cache.tensors
-            (
-                self.query, self.key, self.value, table,
-                self.lengths, self.counts, layer, self.queries, self.y,
-            ) = arguments(
+            operands = cache.declare_reading(
                 Tensor("query", (self.groups, spec.features, LANES)),
-                keys,
-                values,
-                pages,
-                Tensor("lengths", (cache.batch,), "int64"),
-                Tensor("counts", (cache.batch,), "int64"),
-                Integer("layer"),
-                Integer("length"),
                 Tensor("y", (self.groups, spec.heads * spec.head_dim, LANES)),
-            )  # fmt: skip
-            cache.bind(table, layer)
+            )
+            self.query, self.key, self.value, self.lengths, self.counts, *rest = operands
+            self.queries, self.y = rest
             cache.check_reads(self.lengths, self.counts, self.queries, spec.scores)
             self.emit(cache.batch)
         return result[0]

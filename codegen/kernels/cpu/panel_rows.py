@@ -24,25 +24,20 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.row_kernel import RowKernel
 from sparsify.codegen.kernels.cpu.rows import (
     ahead,
-    finish_rows,
     ragged_load,
-    row_tasks,
-    token_tiles,
 )
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Registers,
     Tensor,
-    arguments,
     bind,
     load,
     prefetch,
-    prim_func,
     splat,
     store,
-    symbol,
 )
 from sparsify.layouts import PackedDense
 
@@ -82,46 +77,28 @@ class PanelRowsLinear:
         return _Emitter(self).build()
 
 
-class _Emitter:
+class _Emitter(RowKernel):
+    spec: PanelRowsLinear
+
     def __init__(self, spec: PanelRowsLinear) -> None:
-        self.spec = spec
+        super().__init__(spec, spec.layout.rows * spec.panels)
         self.rows = spec.layout.rows
         self.period = math.lcm(self.rows, spec.isa.vector)
         self.vectors = self.period // spec.isa.vector
         self.columns = self.period // self.rows
         self.panel_count = -(-spec.out_features // self.rows)
 
-    def build(self) -> Any:
-        spec = self.spec
-        with prim_func(spec.name) as result:
-            self.tokens = symbol()
-            features = (self.tokens, spec.out_features)
-            self.x, self.panels, self.bias, self.residual, self.y = arguments(
-                Tensor("x", (self.tokens, spec.in_features)),
-                Tensor("panels", (self.panel_count, spec.in_features, self.rows)),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
-            row_tasks(spec.out_features, self.rows * spec.panels, self._task)
-        return result[0]
+    def weight(self) -> tuple[Tensor, ...]:
+        return (Tensor("panels", (self.panel_count, self.spec.in_features, self.rows)),)
 
-    def _task(self, first: Expr, groups: Expr) -> None:
-        spec = self.spec
-        with T.serial(groups) as i:
-            panel = bind((first + i) * spec.panels)
-            token_tiles(
-                self.tokens, spec.tokens, lambda token, count: self._tile(panel, token, count)
-            )
-        unit = spec.panels * self.rows
-        row = bind(first * unit)
-        rows = bind(T.min(groups * unit, T.int64(spec.out_features) - row))
-        finish_rows(
-            spec.isa, spec.epilogue, spec.out_features, self.tokens,
-            self.y, self.bias, self.residual, row, rows,
-        )  # fmt: skip
+    def take(self, *packed: Expr) -> None:
+        (self.panels,) = packed
 
-    def _tile(self, panel: Expr, token: Expr, count: int) -> None:
+    def place(self, unit: Expr) -> Expr:
+        """The first panel."""
+        return unit * self.spec.panels
+
+    def tile(self, panel: Expr, token: Expr, count: int) -> None:
         spec = self.spec
         ragged = self.panel_count % spec.panels != 0
         last = T.int64(self.panel_count - 1)
@@ -130,8 +107,7 @@ class _Emitter:
         x_at = [bind((token + t) * spec.in_features) for t in range(count)]
         total = Registers(spec.panels * self.vectors * count, spec.isa.vector)
         total.clear()
-        group = spec.panels * self.rows * spec.in_features
-        distance = ahead(token, _AHEAD, group)
+        distance = ahead(token, _AHEAD, self.unit * spec.in_features)
         whole = spec.in_features // self.columns
         with T.serial(T.int64(whole)) as step:
             w_step, x_step = bind(step * self.period), bind(step * self.columns)
@@ -184,7 +160,7 @@ class _Emitter:
             sums = sums + load(stack, k * self.rows, lanes)
         store(stack, 0, bind(sums), lanes)
         for r in range(self.rows):
-            if self.spec.out_features % (self.rows * self.spec.panels):
+            if self.spec.out_features % self.unit:
                 with T.If(row + r < self.spec.out_features), T.Then():
                     store(self.y, offset + r, stack[r], 1)
             else:

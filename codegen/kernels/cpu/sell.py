@@ -11,6 +11,7 @@ for chunk of row groups, token tile (parallel):
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,12 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.operands import linear_operands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     LaneTile,
     Registers,
     Tensor,
-    arguments,
     bind,
     choose,
     i64,
@@ -78,109 +79,118 @@ class SellLinear:
         return _Emitter(self).build()
 
 
-class _Emitter:
-    def __init__(self, spec: SellLinear) -> None:
-        self.spec = spec
-        self.rows = spec.layout.rows
-        self.blocks = spec.layout.blocks(spec.in_features)
-        self.groups = spec.layout.groups(spec.out_features)
-        self.ragged = spec.out_features % self.rows != 0
+class SellTiles(ABC):
+    """Emits the loops over K blocks, groups and steps of one task.
 
-    def build(self) -> Any:
-        spec = self.spec
-        with prim_func(spec.name) as result:
-            lane_groups, stream, tail = symbol(), symbol(), symbol()
-            count = self.blocks * self.groups
-            features = (lane_groups, spec.out_features, LANES)
-            self.x, self.starts, self.outputs, self.columns, self.values, *rest = arguments(
-                Tensor("x", (lane_groups, spec.in_features, LANES)),
-                Tensor("starts", (count + 1,), "int32"),
-                Tensor("outputs", (count * self.rows,), "int32"),
-                Tensor("columns", (stream,), "int64"),
-                Tensor("values", (tail,)),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
-            self.bias, self.residual, self.y = rest
-            self._bind_permute_controls()
-            chunks = -(-self.groups // spec.chunk_groups)
-            tiled_tasks(spec.isa, lane_groups, chunks, spec.vectors, self._task)
-        return result[0]
+    Attributes:
+        rows, k_block: the layout's.
+        blocks, groups: K blocks of in_features, groups of out_features.
+        chunk_groups: row groups of one task.
+        in_features, out_features: features of ``x`` and of ``y``.
+        ragged: the last group may have slots without a row, whose output is -1.
+        x, starts, outputs, columns, values, y: the kernel's arguments, to be set before `task`.
+    """
 
-    def _bind_permute_controls(self) -> None:
+    x: Expr
+    starts: Expr
+    outputs: Expr
+    columns: Expr
+    values: Expr
+    y: Expr
+
+    def __init__(self, isa: Isa, rows: int, ragged: bool) -> None:
+        self.isa, self.rows, self.ragged = isa, rows, ragged
+
+    def set_sizes(
+        self,
+        features: tuple[Expr | int, Expr | int],
+        k_block: Expr | int,
+        blocks: Expr | int,
+        groups: Expr | int,
+        chunk_groups: Expr | int,
+    ) -> None:
+        """Sizes, of which any may be known only at run time; features are (out, in)."""
+        self.out_features, self.in_features = features
+        self.k_block, self.blocks, self.groups = k_block, blocks, groups
+        self.chunk_groups = chunk_groups
+        self.blocked = not isinstance(blocks, int) or blocks > 1
+
+    @abstractmethod
+    def start(self, row: Expr) -> Expr:
+        """What the sums of an output row begin with."""
+
+    @abstractmethod
+    def stored(self, total: Expr, offset: Expr) -> Expr:
+        """What is stored at an offset of ``y`` for a finished sum."""
+
+    def bind_permute_controls(self) -> None:
+        """Called once, ahead of the tasks."""
         # A constant control would let LLVM fold the permute back into a broadcast load.
         zero = self.starts[0]
-        width = self.spec.isa.vector
         self.controls = [
-            bind(T.Broadcast(zero + lane, width)) for lane in range(self.spec.isa.permuted_of_four)
+            bind(T.Broadcast(zero + lane, self.isa.vector))
+            for lane in range(self.isa.permuted_of_four)
         ]
 
-    def _task(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
-        spec = self.spec
-        x_base = bind(tile.base(index, spec.in_features))
-        y_base = bind(tile.base(index, spec.out_features))
-        first = bind(chunk * spec.chunk_groups)
-        groups = bind(T.min(T.int64(spec.chunk_groups), T.int64(self.groups) - first))
-        with T.serial(T.int64(self.blocks)) as block:
-            x_block = bind(x_base + block * (spec.layout.k_block * LANES))
+    def task(self, tile: LaneTile, chunk: Expr, x_base: Expr, y_base: Expr) -> tuple[Expr, Expr]:
+        """All sums of a chunk of rows and a tile of tokens; its first group and how many.
+
+        The bases are the offsets of the tile's first vector in ``x`` and ``y``.
+        """
+        first = bind(chunk * self.chunk_groups)
+        groups = bind(T.min(i64(self.chunk_groups), i64(self.groups) - first))
+        with T.serial(i64(self.blocks)) as block:
+            x_block = bind(x_base + block * (self.k_block * tile.pitch))
             with T.serial(groups) as group:
                 entry = bind(block * self.groups + first + group)
                 self._group(tile, entry, block, x_block, y_base)
-        row = bind(first * self.rows)
-        rows = bind(T.min(groups * self.rows, T.int64(spec.out_features) - row))
-        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
+        return first, groups
 
     def _group(self, tile: LaneTile, entry: Expr, block: Expr, x_block: Expr, y_base: Expr) -> None:
-        features = self.spec.out_features
         begin = bind(i64(self.starts[entry]))
         steps = bind(i64(self.starts[entry + 1]) - begin)
         row = [bind(i64(self.outputs[entry * self.rows + r])) for r in range(self.rows)]
-        at = [bind(y_base + row[r] * LANES) for r in range(self.rows)]
-        total = Registers(self.rows * tile.vectors, self.spec.isa.vector)
+        at = [bind(y_base + row[r] * tile.pitch) for r in range(self.rows)]
+        total = Registers(self.rows * tile.vectors, self.isa.vector)
         self._start(tile, total, block, row, at)
         with T.serial(steps) as step:
             self._step(tile, total, bind((begin + step) * self.rows), x_block)
-        self._finish(tile, total, block, row, at, features)
+        self._finish(tile, total, block, row, at)
 
     def _start(
         self, tile: LaneTile, total: Registers, block: Expr, row: list[Expr], at: list[Expr]
     ) -> None:
-        width, features = self.spec.isa.vector, self.spec.out_features
-
         def from_bias() -> None:
             for r in range(self.rows):
                 inside = T.max(row[r], T.int64(0)) if self.ragged else row[r]
-                begin = bind(self.spec.epilogue.start(self.bias, inside, width))
+                begin = bind(self.start(inside))
                 for v in range(tile.vectors):
                     total[r * tile.vectors + v] = begin
 
         def from_memory() -> None:
             for r in range(self.rows):
                 for v in range(tile.vectors):
-                    offset = at[r] + tile.step(v, features)
+                    offset = at[r] + tile.step(v, self.out_features)
                     if self.ragged:
                         offset = T.max(offset, T.int64(0))
-                    total[r * tile.vectors + v] = load(self.y, offset, width)
+                    total[r * tile.vectors + v] = load(self.y, offset, self.isa.vector)
 
-        choose(self.blocks > 1, block == 0, from_bias, from_memory)
+        choose(self.blocked, block == 0, from_bias, from_memory)
 
     def _step(self, tile: LaneTile, total: Registers, slot: Expr, x_block: Expr) -> None:
-        width, features = self.spec.isa.vector, self.spec.in_features
         for quad in range(0, self.rows, 4):
             packed = bind(self.columns[T.floordiv(slot, 4) + quad // 4])
             weights = self._weights(slot + quad)
             for r in range(4):
-                column = T.bitwise_and(T.shift_right(packed, T.int64(16 * r)), T.int64(0xFFFF))
-                x_at = bind(x_block + column)
+                x_at = bind(x_block + _column(packed, r, tile.pitch))
                 for v in range(tile.vectors):
                     i = (quad + r) * tile.vectors + v
-                    x = load(self.x, x_at + tile.step(v, features), width)
+                    x = load(self.x, x_at + tile.step(v, self.in_features), self.isa.vector)
                     total[i] = total[i] + weights[r] * x
 
     def _weights(self, slot: Expr) -> list[Expr]:
         """Four neighbouring values, each spread over a vector."""
-        width, permuted = self.spec.isa.vector, len(self.controls)
+        width, permuted = self.isa.vector, len(self.controls)
         if width == 4:  # multiply-adds of 128-bit vectors take one lane of a vector as a factor
             quad = bind(load(self.values, slot, 4))
             return [bind(T.Shuffle([quad], [r] * 4)) for r in range(4)]
@@ -194,18 +204,11 @@ class _Emitter:
         return weights + broadcast
 
     def _finish(
-        self,
-        tile: LaneTile,
-        total: Registers,
-        block: Expr,
-        row: list[Expr],
-        at: list[Expr],
-        features: int,
+        self, tile: LaneTile, total: Registers, block: Expr, row: list[Expr], at: list[Expr]
     ) -> None:
-        width = self.spec.isa.vector
-
+        width = self.isa.vector
         cells = [(r, v) for r in range(self.rows) for v in range(tile.vectors)]
-        offsets = [at[r] + tile.step(v, features) for r, v in cells]
+        offsets = [at[r] + tile.step(v, self.out_features) for r, v in cells]
         sums = [total[r * tile.vectors + v] for r, v in cells]
 
         def put(values: list[Expr]) -> None:
@@ -217,9 +220,63 @@ class _Emitter:
                     store(self.y, offset, value, width)
 
         def complete() -> None:
-            stored = self.spec.epilogue.stored
-            pairs = zip(sums, offsets, strict=True)
-            put([stored(value, self.residual, offset, width) for value, offset in pairs])
+            put([self.stored(value, offset) for value, offset in zip(sums, offsets, strict=True)])
 
-        last = block == self.blocks - 1
-        choose(self.blocks > 1, last, complete, lambda: put(sums))
+        choose(self.blocked, block == self.blocks - 1, complete, lambda: put(sums))
+
+
+def _column(packed: Expr, index: int, pitch: int) -> Expr:
+    """Of four columns times 16, the one at an index, times ``pitch``: a shift and a mask."""
+    shift = 16 * index - (pitch // LANES).bit_length() + 1
+    moved = T.shift_right(packed, T.int64(shift)) if shift >= 0 else (
+        T.shift_left(packed, T.int64(-shift))
+    )
+    return T.bitwise_and(moved, T.int64(0xFFFF * (pitch // LANES)))
+
+
+def sell_tensors(layout: Sell, out_features: int, in_features: int) -> tuple[Tensor, ...]:
+    """The packed tensors as parameters."""
+    count = layout.blocks(in_features) * layout.groups(out_features)
+    return (
+        Tensor("starts", (count + 1,), "int32"),
+        Tensor("outputs", (count * layout.rows,), "int32"),
+        Tensor("columns", (symbol(),), "int64"),
+        Tensor("values", (symbol(),)),
+    )
+
+
+class _Emitter(SellTiles):
+    def __init__(self, spec: SellLinear) -> None:
+        layout, shape = spec.layout, (spec.out_features, spec.in_features)
+        super().__init__(spec.isa, layout.rows, spec.out_features % layout.rows != 0)
+        blocks, groups = layout.blocks(spec.in_features), layout.groups(spec.out_features)
+        self.set_sizes(shape, layout.k_block, blocks, groups, spec.chunk_groups)
+        self.spec = spec
+
+    def build(self) -> Any:
+        spec = self.spec
+        with prim_func(spec.name) as result:
+            lane_groups = symbol()
+            weight = sell_tensors(spec.layout, spec.out_features, spec.in_features)
+            operands = linear_operands(spec, lane_groups, weight, "lanes")
+            self.x, packed, self.bias, self.residual, self.y = operands
+            self.starts, self.outputs, self.columns, self.values = packed
+            self.bind_permute_controls()
+            chunks = -(-spec.layout.groups(spec.out_features) // spec.chunk_groups)
+            tiled_tasks(spec.isa, lane_groups, chunks, spec.vectors, self._tile)
+        return result[0]
+
+    def _tile(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
+        spec = self.spec
+        x_base = bind(tile.base(index, spec.in_features))
+        y_base = bind(tile.base(index, spec.out_features))
+        first, groups = self.task(tile, chunk, x_base, y_base)
+        row = bind(first * self.rows)
+        rows = bind(T.min(groups * self.rows, T.int64(spec.out_features) - row))
+        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
+
+    def start(self, row: Expr) -> Expr:
+        return self.spec.epilogue.start(self.bias, row, self.isa.vector)
+
+    def stored(self, total: Expr, offset: Expr) -> Expr:
+        return self.spec.epilogue.stored(total, self.residual, offset, self.isa.vector)

@@ -19,21 +19,20 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
-from sparsify.codegen.kernels.cpu.rows import finish_rows, row_tasks, token_tiles
+from sparsify.codegen.kernels.cpu.row_kernel import RowKernel
+from sparsify.codegen.kernels.cpu.rows import token_tiles
+from sparsify.codegen.kernels.cpu.sell import sell_tensors
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Registers,
     Tensor,
-    arguments,
     bind,
     choose,
     i64,
     intrinsic,
     load,
     prefetch,
-    prim_func,
     store,
-    symbol,
 )
 from sparsify.layouts import LANES, Sell
 
@@ -69,9 +68,11 @@ class SellRowsLinear:
         return _Emitter(self).build()
 
 
-class _Emitter:
+class _Emitter(RowKernel):
+    spec: SellRowsLinear
+
     def __init__(self, spec: SellRowsLinear) -> None:
-        self.spec = spec
+        super().__init__(spec, spec.layout.window)
         self.rows = spec.layout.rows
         self.blocks = spec.layout.blocks(spec.in_features)
         self.groups = spec.layout.groups(spec.out_features)
@@ -81,45 +82,25 @@ class _Emitter:
         self.narrow = math.gcd(self.rows, width)
         """Lanes of a vector that takes a part of one step, or a whole one."""
 
-    def build(self) -> Any:
-        spec = self.spec
-        with prim_func(spec.name) as result:
-            self.tokens, stream, tail = symbol(), symbol(), symbol()
-            count = self.blocks * self.groups
-            features = (self.tokens, spec.out_features)
-            self.x, self.starts, self.outputs, self.columns, self.values, *rest = arguments(
-                Tensor("x", (self.tokens, spec.in_features)),
-                Tensor("starts", (count + 1,), "int32"),
-                Tensor("outputs", (count * self.rows,), "int32"),
-                Tensor("columns", (stream,), "int64"),
-                Tensor("values", (tail,)),
-                Tensor("bias", (spec.out_features,)) if spec.epilogue.bias else None,
-                Tensor("residual", features) if spec.epilogue.residual else None,
-                Tensor("y", features),
-            )
-            self.bias, self.residual, self.y = rest
-            row_tasks(spec.out_features, spec.layout.window, self._task)
-        return result[0]
+    def weight(self) -> tuple[Tensor, ...]:
+        return sell_tensors(self.spec.layout, self.spec.out_features, self.spec.in_features)
 
-    def _task(self, first: Expr, windows: Expr) -> None:
-        spec = self.spec
-        row = bind(first * spec.layout.window)
-        rows = bind(T.min(windows * spec.layout.window, T.int64(spec.out_features) - row))
+    def take(self, *packed: Expr) -> None:
+        self.starts, self.outputs, self.columns, self.values = packed
+
+    def sums(self, first: Expr, units: Expr, row: Expr, rows: Expr) -> None:
+        """K block by K block, whose activations stay in cache."""
         group = bind(T.floordiv(row, self.rows))
         groups = bind(T.floordiv(rows + (self.rows - 1), self.rows))
         with T.serial(T.int64(self.blocks)) as block, T.serial(groups) as i:
             entry = bind(block * self.groups + group + i)
             token_tiles(
                 self.tokens,
-                spec.tokens,
-                lambda token, count: self._tile(block, entry, token, count),
+                self.spec.tokens,
+                lambda token, count: self._entry(block, entry, token, count),
             )
-        finish_rows(
-            spec.isa, spec.epilogue, spec.out_features, self.tokens,
-            self.y, self.bias, self.residual, row, rows,
-        )  # fmt: skip
 
-    def _tile(self, block: Expr, entry: Expr, token: Expr, count: int) -> None:
+    def _entry(self, block: Expr, entry: Expr, token: Expr, count: int) -> None:
         spec = self.spec
         begin = bind(i64(self.starts[entry]))
         steps = bind(i64(self.starts[entry + 1]) - begin)

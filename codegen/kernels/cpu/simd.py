@@ -27,6 +27,13 @@ def i64(value: Expr) -> Expr:
     return T.int64(value) if isinstance(value, int) else T.Cast("int64", value)
 
 
+def ceil_div(value: Expr | int, divisor: int) -> Expr | int:
+    """How many runs of ``divisor`` cover ``value``."""
+    if isinstance(value, int):
+        return -(-value // divisor)
+    return bind(T.floordiv(value + (divisor - 1), divisor))
+
+
 def bind(value: Expr) -> Expr:
     """Names a value, so that it is computed once."""
     return T.Bind(value)
@@ -197,6 +204,11 @@ class LaneTile:
     isa: Isa
     vectors: int
 
+    @property
+    def pitch(self) -> int:
+        """Floats from one feature to the next."""
+        return LANES
+
     def base(self, index: Expr, features: int) -> Expr:
         """Offset of feature 0 of the tile's first vector in ``[groups, features, 16]``."""
         per_group = self.isa.vectors_per_group
@@ -212,12 +224,32 @@ class LaneTile:
         return group * features * LANES + part * self.isa.vector
 
 
+@dataclass(frozen=True)
+class WideTile(LaneTile):
+    """A tile whose tokens all lie side by side, features above: ``[features, tile's tokens]``.
+
+    Tiles follow each other. The distances inside one do not depend on the number of features,
+    which need not be known when a kernel is made.
+    """
+
+    @property
+    def pitch(self) -> int:
+        return self.vectors * self.isa.vector
+
+    def base(self, index: Expr, features: Expr | int) -> Expr:
+        return index * (features * self.pitch)
+
+    def step(self, vector: int, features: Expr | int) -> int:
+        return vector * self.isa.vector
+
+
 def tiled_tasks(
     isa: Isa,
     groups: Expr,
-    chunks: int,
+    chunks: Expr | int,
     vectors: int,
     body: Callable[[LaneTile, Expr, Expr], None],
+    kind: type[LaneTile] = LaneTile,
 ) -> None:
     """Runs ``body(tile, index, chunk)`` in parallel over row chunks and token tiles.
 
@@ -243,13 +275,13 @@ def tiled_tasks(
         chunk, tile_index = bind(T.floordiv(task, tiles)), bind(T.floormod(task, tiles))
         with T.If((tile_index + 1) * vectors <= total):
             with T.Then():
-                body(LaneTile(isa, vectors), tile_index, chunk)
+                body(kind(isa, vectors), tile_index, chunk)
             with T.Else():
                 done = bind(tile_index * vectors)
                 for width in widths[1:]:
                     count = bind(T.floordiv(total - done, width))
                     with T.serial(count) as extra:
-                        body(LaneTile(isa, width), bind(T.floordiv(done, width) + extra), chunk)
+                        body(kind(isa, width), bind(T.floordiv(done, width) + extra), chunk)
                     done = bind(done + count * width)
 
 

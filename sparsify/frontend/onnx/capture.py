@@ -16,7 +16,7 @@ from sparsify.frontend.onnx.examples import ExampleSizes, candidates, given
 from sparsify.frontend.onnx.file import Shapes, read_onnx
 from sparsify.frontend.onnx.interpreter import Problem
 from sparsify.frontend.onnx.model import OnnxModel
-from sparsify.frontend.onnx.module import OnnxModule
+from sparsify.frontend.onnx.module import OnnxModule, is_free
 
 
 def capture_onnx(
@@ -59,14 +59,14 @@ def export(
     if not model.inputs:
         raise ValueError(f"{model.path}: has no inputs, so there is nothing to compile")
     module = OnnxModule(model)
-    examples = _examples(model, module, example_inputs, sizes or ExampleSizes())
+    examples = _examples(model, module, example_inputs, dynamic, sizes or ExampleSizes())
     _check_weights(model, module)
     named = dict(zip(module.arguments, examples, strict=True))
     free = {
         argument: {
-            d: Dim.AUTO
-            for d, size in enumerate(declared.dims)
-            if dynamic and not isinstance(size, int) and example.shape[d] > 1
+            dim: Dim.AUTO
+            for dim in range(example.dim())
+            if is_free(declared, example, dim, dynamic)
         }
         for (argument, example), declared in zip(named.items(), model.inputs, strict=True)
     }
@@ -83,18 +83,22 @@ def export(
 
 
 def _examples(
-    model: OnnxModel, module: OnnxModule, example_inputs: Any, sizes: ExampleSizes
+    model: OnnxModel,
+    module: OnnxModule,
+    example_inputs: Any,
+    dynamic: bool,
+    sizes: ExampleSizes,
 ) -> list[torch.Tensor]:
     """Inputs at which all nodes run."""
     if example_inputs is not None:
         tensors = given(model, module.arguments, example_inputs)
-        problems = module.collect(tensors)
+        problems = module.collect(tensors, dynamic)
         if problems:
             raise ValueError(_listed(model, problems))
         return tensors
     first: list[Problem] = []
     for tensors in candidates(model, sizes):
-        problems = module.collect(tensors)
+        problems = module.collect(tensors, dynamic)
         if not problems:
             return tensors
         first = first or problems

@@ -6,6 +6,7 @@ calculated in Python, with symbols where they are dynamic.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -107,6 +108,7 @@ class Interpreter:
             tuple(proto.input),
             tuple(proto.output),
             {attribute.name: attribute for attribute in proto.attribute},
+            _module(proto),
             self,
             scope,
         )
@@ -152,8 +154,9 @@ class Interpreter:
         ):
             if not any(isinstance(value, np.ndarray) for value in inputs):
                 return self._fold(node, handler, inputs)
-            if handler.on_sizes is not None:
-                return _values(handler.on_sizes(node, *arrays))
+            sizes = self._on_sizes(node, handler, arrays)
+            if sizes is not None:
+                return sizes
         arguments: list[Any] = []
         for name, value, array in zip(handler.parameters(len(inputs)), inputs, arrays, strict=True):
             if name in handler.host:
@@ -170,6 +173,23 @@ class Interpreter:
                 _check_size(result)
         return results
 
+    @staticmethod
+    def _on_sizes(
+        node: Node, handler: Handler, arrays: list[np.ndarray | None]
+    ) -> list[Value] | None:
+        """The results as sizes; None where they must be tensors.
+
+        The shapes of arrays are static, so what shapes them must be known.
+        """
+        if handler.on_sizes is None:
+            return None
+        names = handler.parameters(len(arrays))
+        for name, array in zip(names, arrays, strict=True):
+            if name in handler.host and array is not None and array.dtype == object:
+                return None
+        results = handler.on_sizes(node, *arrays)
+        return None if results is NotImplemented else _values(results)
+
     def _fold(self, node: Node, handler: Handler, inputs: list[Value]) -> list[Value]:
         names = handler.parameters(len(inputs))
         arguments = [
@@ -180,6 +200,15 @@ class Interpreter:
             _check_fold(node, handler, arguments)
             results = _values(handler.run(node, *arguments))
         return [Constant(r) if isinstance(r, torch.Tensor) else r for r in results]
+
+
+def _module(proto: onnx.NodeProto) -> str:
+    """The module that PyTorch's exporter says a node comes from, its last scope but one."""
+    for entry in proto.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = re.findall(r"'([^']*)'", entry.value)
+            return scopes[-2] if len(scopes) > 1 else ""
+    return ""
 
 
 def _has_graph(node: Node) -> bool:

@@ -14,9 +14,14 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 
 from sparsify.frontend.onnx.interpreter import Interpreter, Problem, Scope
-from sparsify.frontend.onnx.model import OnnxModel
+from sparsify.frontend.onnx.model import Input, OnnxModel
 from sparsify.frontend.onnx.values import Constant, Value, traced
 from sparsify.frontend.onnx.weights import Weights
 
@@ -40,15 +45,20 @@ class OnnxModule(Weights):
         forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
 
-    def collect(self, examples: Iterable[torch.Tensor]) -> list[Problem]:
+    def collect(self, examples: Iterable[torch.Tensor], dynamic: bool = True) -> list[Problem]:
         """Makes weights of the constants; returns what is wrong with nodes, nothing if all ran.
 
-        Nothing is computed, only shapes.
+        Nothing is computed, only shapes, of which the same are symbolic as in `export`.
         """
         self.collecting = True
+        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-                self._run([mode.from_tensor(example) for example in examples])
+            with mode, torch.no_grad():
+                inputs = [
+                    mode.from_tensor(example, symbolic_context=_context(declared, example, dynamic))
+                    for declared, example in zip(self.model.inputs, examples, strict=True)
+                ]
+                self._run(inputs)
         finally:
             self.collecting = False
         problems, self.interpreter.problems = self.interpreter.problems, []
@@ -67,6 +77,16 @@ class OnnxModule(Weights):
                 if isinstance(dim, str):
                     same = first.setdefault(dim, size) == size
                     torch._check(same, lambda: "dims of one name must have one size")
+
+
+def is_free(declared: Input, example: torch.Tensor, dim: int, dynamic: bool) -> bool:
+    """Whether a dim is exported as dynamic."""
+    return dynamic and not isinstance(declared.dims[dim], int) and example.shape[dim] > 1
+
+
+def _context(declared: Input, example: torch.Tensor, dynamic: bool) -> StatelessSymbolicContext:
+    free = [is_free(declared, example, dim, dynamic) for dim in range(example.dim())]
+    return StatelessSymbolicContext([DimDynamic.DYNAMIC if f else DimDynamic.STATIC for f in free])
 
 
 def _result(value: Value) -> Any:

@@ -27,6 +27,7 @@ class Node:
         version: of the domain, as the model imports it.
         name: the node's name, or that of its first output.
         inputs, outputs: names of values; ``""`` for those left out.
+        module: the qualified name of the PyTorch module that it comes from, ``""`` if unknown.
     """
 
     operator: str
@@ -36,6 +37,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, onnx.AttributeProto]
+    module: str
     interpreter: Interpreter
     scope: Scope
 
@@ -82,7 +84,18 @@ class Node:
             variant: names the change; the same change of the same constant is stored once.
             change: makes the stored form from the constant's, on real tensors.
         """
-        return self.interpreter.weights.parameter(constant, variant, change)
+        return self.interpreter.weights.parameter(constant, variant, change, self._weight_name)
+
+    @property
+    def _weight_name(self) -> str:
+        """What a weight is called that the exporter made and gave no name of its own.
+
+        It is that of the module whose operator this is, as exporters note it.
+        """
+        if self.module:
+            return f"{self.module}.weight"
+        scopes = self.name.strip("/").split("/")[:-1]
+        return ".".join((*scopes, "weight")) if scopes else f"{self.name}.weight"
 
     def run(self, graph: onnx.GraphProto, inputs: Sequence[Value] = ()) -> list[Value]:
         """The outputs of a sub-graph, which sees all values of the graph around it."""

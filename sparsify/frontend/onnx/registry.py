@@ -56,7 +56,8 @@ class Handler:
         constants: names of the parameters that are given as `Constant` where they are one, for
             handlers that store them otherwise or read their elements.
         on_sizes: computes the operator on NumPy arrays alone, for sizes; None where no exporter
-            calculates sizes with it. Elements may be ``torch.SymInt``.
+            calculates sizes with it. Elements may be ``torch.SymInt``, except in ``host``
+            parameters; NotImplemented says that the result must be a tensor.
     """
 
     domain: str

@@ -14,6 +14,9 @@ from torch import nn
 
 from sparsify.frontend.onnx.values import Constant, untraced
 
+_NUMBERED = re.compile(r"onnx::\w+|_?val_\d+|\d+")
+"""Names that say no more than a number: PyTorch's exporters give them to weights they transpose."""
+
 
 class Weights(nn.Module):
     """Holds each constant that a tensor meets, once for each form it is stored in.
@@ -33,16 +36,17 @@ class Weights(nn.Module):
         constant: Constant,
         variant: str = "",
         change: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        name: str | None = None,
+        name: str = "",
     ) -> torch.Tensor:
-        """See `Node.parameter`; ``name`` replaces that of the constant."""
+        """See `Node.parameter`; ``name`` replaces that of a constant that exporters numbered."""
         path = self._paths.get((constant, variant))
         if path is not None:
             return self._at(path)
         with untraced():
             tensor = constant.tensor if change is None else change(constant.tensor)
         if self.collecting and constant.name:
-            path = self._register(name or constant.name, tensor)
+            numbered = bool(name) and _NUMBERED.fullmatch(constant.name) is not None
+            path = self._register(name if numbered else constant.name, tensor)
             self._paths[constant, variant] = path
             return self._at(path)
         return tensor

@@ -14,7 +14,9 @@ from sparsify.frontend.onnx.registry import Unsupported, operator
 from sparsify.frontend.onnx.values import Constant, known
 
 
-def _gather_sizes(node: Node, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def _gather_sizes(node: Node, x: np.ndarray, indices: np.ndarray) -> Any:
+    if indices.dtype == object:
+        return NotImplemented
     return np.asarray(x.take(indices.astype(np.int64), axis=node.get("axis", 0)), dtype=object)
 
 
