@@ -29,7 +29,7 @@ FLOORS = [
     {"artefact", "entry"},
     {"cache", "export"},
     {"compiled"},
-    {"generation"},
+    {"generation", "onnxruntime"},
     {"compiler"},
     {"loader"},
     {"sparsify"},  # the public names

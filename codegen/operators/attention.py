@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
 
 
-def _query_vectors(isa: Isa) -> int:
-    """Query tile of attention, in vectors: eight keys' scores must fit the registers beside it."""
+def query_vectors(isa: Isa) -> int:
+    """Query tile of attention, in vectors: the keys' scores must fit the registers beside it."""
     wide = {16: 2, 8: 1, 4: 4}[isa.vector]
     return wide if isa.registers >= 32 else max(1, wide // 2)
 
@@ -61,7 +61,7 @@ def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
         a["scale"],
         a["causal"],
         mask_shape,
-        _query_vectors(isa),
+        query_vectors(isa),
     )
     groups = lowering.extent(node.meta["val"].shape[0])
     if not in_lanes:
@@ -139,7 +139,7 @@ def convert_paged_attention(node: fx.Node, lowering: Lowering) -> Any:
         return lowering.reshape(y, (*leading, features))
     query = query if in_lanes else to_lanes(lowering, query)
     prefill = PagedPrefill(
-        isa, *heads, int(shape_of(query)[1]), a["offset"], scores, _query_vectors(isa)
+        isa, *heads, int(shape_of(query)[1]), a["offset"], scores, query_vectors(isa)
     )
     shape = (shape_of(query)[0], features, LANES)
     y = lowering.call_kernel(prefill, [query, keys, *rest], shape, integers)

@@ -8,6 +8,7 @@ import typer
 
 from sparsify.cli.analyze import analyze
 from sparsify.cli.benchmark import benchmark
+from sparsify.cli.build_ort_ops import build_ort_ops
 from sparsify.cli.compile import compile_model
 from sparsify.cli.console import set_debug
 from sparsify.cli.explain import explain
@@ -34,5 +35,6 @@ def options(
 
 
 app.command("compile")(compile_model)
+app.command("build-ort-ops")(build_ort_ops)
 for _command in (analyze, benchmark, prune, export, optimize, generate, explain, targets, passes):
     app.command()(_command)

@@ -10,6 +10,7 @@ for chunk of panels, token tile (parallel):
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,9 @@ from sparsify.codegen.kernels.cpu.simd import (
     Registers,
     Tensor,
     bind,
+    ceil_div,
     choose,
+    i64,
     load,
     prefetch,
     prim_func,
@@ -33,10 +36,13 @@ from sparsify.codegen.kernels.cpu.simd import (
     symbol,
     tiled_tasks,
 )
-from sparsify.layouts import LANES, PackedDense
+from sparsify.layouts import PackedDense
 
 _AHEAD = 512
 """Floats of the panel stream between a prefetch and its use."""
+
+_CHAINS = 8
+"""Sums that keep two multiply-adds a cycle busy, each taking four cycles."""
 
 
 @dataclass(frozen=True)
@@ -64,85 +70,113 @@ class DenseLinear:
         return _Emitter(self).build()
 
 
-class _Emitter:
-    def __init__(self, spec: DenseLinear) -> None:
-        self.spec = spec
-        self.rows = spec.layout.rows
-        self.panel_count = -(-spec.out_features // self.rows)
-        self.blocks = -(-spec.in_features // spec.k_block)
+class DenseTiles(ABC):
+    """Emits the loops over K blocks and panels of one task.
 
-    def build(self) -> Any:
-        spec = self.spec
-        with prim_func(spec.name) as result:
-            groups = symbol()
-            weight = [Tensor("panels", (self.panel_count, spec.in_features, self.rows))]
-            operands = linear_operands(spec, groups, weight, "lanes")
-            self.x, (self.panels,), self.bias, self.residual, self.y = operands
-            chunks = -(-self.panel_count // spec.chunk_panels)
-            tiled_tasks(spec.isa, groups, chunks, spec.vectors, self._task)
-        return result[0]
+    Attributes:
+        rows: output features of a panel.
+        panel_count, chunk_panels: panels of the weight, and of one task.
+        in_features, out_features: features of ``x`` and of ``y``.
+        ragged: ``y`` has no room for the padding rows of the last panel.
+        x, panels, y: the kernel's arguments, to be set before `task`.
+    """
 
-    def _task(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
-        spec = self.spec
-        x_base = bind(tile.base(index, spec.in_features))
-        y_base = bind(tile.base(index, spec.out_features))
-        first = bind(chunk * spec.chunk_panels)
-        panels = bind(T.min(T.int64(spec.chunk_panels), T.int64(self.panel_count) - first))
-        with T.serial(T.int64(self.blocks)) as block:
-            begin = bind(block * spec.k_block)
-            depth = bind(T.min(T.int64(spec.k_block), T.int64(spec.in_features) - begin))
-            with T.serial(panels) as panel:
-                self._panel(tile, bind(first + panel), block, begin, depth, x_base, y_base)
-        row = bind(first * self.rows)
-        rows = bind(T.min(panels * self.rows, T.int64(spec.out_features) - row))
-        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
+    x: Expr
+    panels: Expr
+    y: Expr
 
-    def _panel(
+    def __init__(self, isa: Isa, rows: int, k_block: int, chunk_panels: int, ragged: bool) -> None:
+        self.isa, self.rows, self.k_block = isa, rows, k_block
+        self.chunk_panels, self.ragged = chunk_panels, ragged
+
+    def set_sizes(self, features: tuple[Expr | int, Expr | int], panel_count: Expr | int) -> None:
+        """Sizes, of which any may be known only at run time; features are (out, in)."""
+        self.out_features, self.in_features = features
+        self.panel_count = panel_count
+        self.blocks = ceil_div(self.in_features, self.k_block)
+        self.blocked = not isinstance(self.blocks, int) or self.blocks > 1
+
+    @abstractmethod
+    def start(self, row: Expr) -> Expr:
+        """What the sums of an output row begin with."""
+
+    @abstractmethod
+    def stored(self, total: Expr, offset: Expr) -> Expr:
+        """What is stored at an offset of ``y`` for a finished sum."""
+
+    def task(self, tile: LaneTile, chunk: Expr, x_base: Expr, y_base: Expr) -> tuple[Expr, Expr]:
+        """All sums of a chunk of panels and a tile of tokens; its first panel and how many."""
+        first = bind(chunk * self.chunk_panels)
+        panels = bind(T.min(T.int64(self.chunk_panels), i64(self.panel_count) - first))
+        with T.serial(i64(self.blocks)) as block:
+            begin = bind(block * self.k_block)
+            depth = bind(T.min(T.int64(self.k_block), i64(self.in_features) - begin))
+            done: Expr | int = 0
+            for together in self._together(tile):
+                runs = bind(T.floordiv(panels - done, together))
+                with T.serial(runs) as run:
+                    panel = bind(first + (done + run * together))
+                    self._panels(tile, panel, together, block, begin, depth, x_base, y_base)
+                done = bind(done + runs * together)
+        return first, panels
+
+    def _together(self, tile: LaneTile) -> tuple[int, ...]:
+        """Panels that advance at once: one's sums of a narrow tile would wait for each other."""
+        waiting = self.rows * tile.vectors < _CHAINS
+        return (2, 1) if waiting and 2 * self.rows <= self.isa.registers - 4 else (1,)
+
+    def _panels(
         self,
         tile: LaneTile,
         panel: Expr,
+        together: int,
         block: Expr,
         begin: Expr,
         depth: Expr,
         x_base: Expr,
         y_base: Expr,
     ) -> None:
-        spec, width = self.spec, self.spec.isa.vector
+        width, rows = self.isa.vector, self.rows * together
         row = bind(panel * self.rows)
-        total = Registers(self.rows * tile.vectors, width)
-        y_at = bind(y_base + row * LANES)
+        total = Registers(rows * tile.vectors, width)
+        y_at = bind(y_base + row * tile.pitch)
 
         def cell(r: int, v: int) -> Expr:
-            return y_at + (r * LANES + tile.step(v, spec.out_features))
+            return y_at + (r * tile.pitch + tile.step(v, self.out_features))
 
         def inside(r: int) -> Expr:
             # A padding row of the last panel reads the last feature's place and is never stored.
-            padded = spec.out_features % self.rows
-            return T.min(row + r, T.int64(spec.out_features - 1)) if padded else row + r
+            return T.min(row + r, i64(self.out_features) - 1) if self.ragged else row + r
 
         def from_bias() -> None:
-            for r in range(self.rows):
-                start = bind(spec.epilogue.start(self.bias, inside(r), width))
+            for r in range(rows):
+                start = bind(self.start(inside(r)))
                 for v in range(tile.vectors):
                     total[r * tile.vectors + v] = start
 
         def from_memory() -> None:
-            for r in range(self.rows):
+            for r in range(rows):
                 for v in range(tile.vectors):
-                    at = y_base + inside(r) * LANES + tile.step(v, spec.out_features)
+                    at = y_base + inside(r) * tile.pitch + tile.step(v, self.out_features)
                     total[r * tile.vectors + v] = load(self.y, at, width)
 
-        choose(self.blocks > 1, block == 0, from_bias, from_memory)
-        w_at = bind((panel * spec.in_features + begin) * self.rows)
-        x_at = bind(x_base + begin * LANES)
+        choose(self.blocked, block == 0, from_bias, from_memory)
+        w_at = bind((panel * self.in_features + begin) * self.rows)
+        x_at = bind(x_base + begin * tile.pitch)
+
+        def at_panel(other: int) -> Expr:
+            return w_at + other * self.in_features * self.rows if other else w_at
+
         with T.serial(depth) as k:
-            prefetch(self.panels, w_at + k * self.rows + _AHEAD)
+            for other in range(together):
+                prefetch(self.panels, at_panel(other) + k * self.rows + _AHEAD)
             x = [
-                bind(load(self.x, x_at + k * LANES + tile.step(v, spec.in_features), width))
+                bind(load(self.x, x_at + k * tile.pitch + tile.step(v, self.in_features), width))
                 for v in range(tile.vectors)
             ]
-            for r in range(self.rows):
-                weight = bind(splat(self.panels[w_at + k * self.rows + r], width))
+            for r in range(rows):
+                at = at_panel(r // self.rows) + k * self.rows + r % self.rows
+                weight = bind(splat(self.panels[at], width))
                 for v in range(tile.vectors):
                     i = r * tile.vectors + v
                     total[i] = total[i] + weight * x[v]
@@ -152,15 +186,50 @@ class _Emitter:
                 for v in range(tile.vectors):
                     value = total[r * tile.vectors + v]
                     if finish:
-                        value = spec.epilogue.stored(value, self.residual, cell(r, v), width)
+                        value = self.stored(value, cell(r, v))
                     store(self.y, cell(r, v), value, width)
 
-            for r in range(self.rows):
-                if spec.out_features % self.rows:
-                    with T.If(row + r < spec.out_features), T.Then():
+            for r in range(rows):
+                if self.ragged:
+                    with T.If(row + r < self.out_features), T.Then():
                         row_of(r)
                 else:
                     row_of(r)
 
         last = block == self.blocks - 1
-        choose(self.blocks > 1, last, lambda: put(True), lambda: put(False))
+        choose(self.blocked, last, lambda: put(True), lambda: put(False))
+
+
+class _Emitter(DenseTiles):
+    def __init__(self, spec: DenseLinear) -> None:
+        rows = spec.layout.rows
+        ragged = spec.out_features % rows != 0
+        super().__init__(spec.isa, rows, spec.k_block, spec.chunk_panels, ragged)
+        self.set_sizes((spec.out_features, spec.in_features), -(-spec.out_features // rows))
+        self.spec = spec
+
+    def build(self) -> Any:
+        spec, panel_count = self.spec, -(-self.spec.out_features // self.rows)
+        with prim_func(spec.name) as result:
+            groups = symbol()
+            weight = [Tensor("panels", (panel_count, spec.in_features, self.rows))]
+            operands = linear_operands(spec, groups, weight, "lanes")
+            self.x, (self.panels,), self.bias, self.residual, self.y = operands
+            chunks = -(-panel_count // spec.chunk_panels)
+            tiled_tasks(spec.isa, groups, chunks, spec.vectors, self._tile)
+        return result[0]
+
+    def _tile(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
+        spec = self.spec
+        x_base = bind(tile.base(index, spec.in_features))
+        y_base = bind(tile.base(index, spec.out_features))
+        first, panels = self.task(tile, chunk, x_base, y_base)
+        row = bind(first * self.rows)
+        rows = bind(T.min(panels * self.rows, T.int64(spec.out_features) - row))
+        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
+
+    def start(self, row: Expr) -> Expr:
+        return self.spec.epilogue.start(self.bias, row, self.isa.vector)
+
+    def stored(self, total: Expr, offset: Expr) -> Expr:
+        return self.spec.epilogue.stored(total, self.residual, offset, self.isa.vector)

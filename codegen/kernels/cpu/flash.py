@@ -32,6 +32,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     Registers,
     bind,
     choose,
+    i64,
     load,
     splat,
     store,
@@ -39,9 +40,6 @@ from sparsify.codegen.kernels.cpu.simd import (
 from sparsify.layouts import LANES
 
 _KEY_BLOCK = 64
-_IN_REGISTERS = 8
-"""Keys (or features of the output) whose accumulators are held in registers together."""
-
 _LOWEST = -3e38
 """Below every score, masked or not, but for minus infinity."""
 
@@ -69,17 +67,29 @@ class FlashTiles(ABC):
     def __init__(
         self,
         isa: Isa,
-        heads: tuple[int, int, int],
+        heads: tuple[Expr | int, Expr | int, Expr | int],
         vectors: int,
-        features: int,
-        offset: int,
-        factor: float,
+        features: Expr | int,
+        offset: Expr | int,
+        factor: Expr | float,
         value_step: int,
     ) -> None:
-        self.heads, self.kv_heads, self.head_dim = heads
+        self.set_sizes(heads, features, offset, factor)
         self.width, self.vectors, self.tile = isa.vector, vectors, vectors * isa.vector
-        self.features, self.offset, self.factor = features, offset, factor
         self.value_step = value_step
+        # Keys, or features of the output, whose sums are held in half of the registers together.
+        self.together = max(1, isa.registers // 2 // vectors)
+
+    def set_sizes(
+        self,
+        heads: tuple[Expr | int, Expr | int, Expr | int],
+        features: Expr | int,
+        offset: Expr | int,
+        factor: Expr | float,
+    ) -> None:
+        """Sizes of which any may be known only at run time."""
+        self.heads, self.kv_heads, self.head_dim = heads
+        self.features, self.offset, self.factor = features, offset, factor
 
     @abstractmethod
     def keys_of_tile(self, sequence: Expr, head: Expr, kv_head: Expr) -> tuple[Expr, Expr]:
@@ -127,7 +137,7 @@ class FlashTiles(ABC):
         self._places = T.alloc_buffer((_KEY_BLOCK,), "int64", scope="global")
         self._maximum, self._sum = Registers(vectors, width), Registers(vectors, width)
         self._gather_queries(head)
-        with T.serial(T.int64(self.head_dim)) as d:
+        with T.serial(i64(self.head_dim)) as d:
             for v in range(vectors):
                 store(self._out, self._cell(d, v), splat(0.0, width), width)
         for v in range(vectors):
@@ -142,7 +152,7 @@ class FlashTiles(ABC):
     def _cell(self, row: Expr, vector: int) -> Expr:
         return row * self.tile + vector * self.width
 
-    def _group_place(self, vector: int, features: int) -> Expr:
+    def _group_place(self, vector: int, features: Expr | int) -> Expr:
         """Offset of feature 0 of a vector of a tile that begins at a lane group."""
         group, part = divmod(vector * self.width, LANES)
         # The last tile may reach past the last lane group; its lanes there are unused.
@@ -155,7 +165,7 @@ class FlashTiles(ABC):
         def aligned() -> None:
             for v in range(self.vectors):
                 at = bind(self._group_place(v, self.features) + feature)
-                with T.serial(T.int64(self.head_dim)) as d:
+                with T.serial(i64(self.head_dim)) as d:
                     value = load(self.query, at + d * LANES, self.width)
                     store(
                         self._q,
@@ -169,8 +179,8 @@ class FlashTiles(ABC):
             with T.serial(T.int64(self.tile)) as lane:
                 token = T.min(self._token + lane, last)
                 at = bind(place_in_lanes(token, self.features) + feature)
-                with T.serial(T.int64(self.head_dim)) as d:
-                    value = self.query[at + d * LANES] * T.float32(self.factor)
+                with T.serial(i64(self.head_dim)) as d:
+                    value = self.query[at + d * LANES] * splat(self.factor, 1)
                     store(self._q, d * self.tile + lane, value, 1)
 
         choose(True, self._misplaced == 0, aligned, gathered)
@@ -184,18 +194,18 @@ class FlashTiles(ABC):
         def aligned() -> None:
             for v in range(self.vectors):
                 at = bind(self._group_place(v, features) + feature)
-                with T.serial(T.int64(self.head_dim)) as d:
+                with T.serial(i64(self.head_dim)) as d:
                     value = load(self._out, self._cell(d, v), self.width) * scale[v]
                     store(self.y, at + d * LANES, self.result(value, v), self.width)
 
         def scattered() -> None:
-            with T.serial(T.int64(self.head_dim)) as d:
+            with T.serial(i64(self.head_dim)) as d:
                 for v in range(self.vectors):
                     value = load(self._out, self._cell(d, v), self.width) * scale[v]
                     store(self._out, self._cell(d, v), self.result(value, v), self.width)
             with T.serial(T.min(T.int64(self.tile), self.queries - self.first)) as lane:
                 at = bind(place_in_lanes(self._token + lane, features) + feature)
-                with T.serial(T.int64(self.head_dim)) as d:
+                with T.serial(i64(self.head_dim)) as d:
                     store(self.y, at + d * LANES, self._out[d * self.tile + lane], 1)
 
         choose(True, whole, aligned, scattered)
@@ -211,8 +221,8 @@ class FlashTiles(ABC):
         new = Registers(vectors, width)
         for v in range(vectors):
             new[v] = self._maximum[v]
-        with T.serial(T.floordiv(count + (_IN_REGISTERS - 1), _IN_REGISTERS)) as group:
-            self._scores(begin, count, bind(group * _IN_REGISTERS), new)
+        with T.serial(T.floordiv(count + (self.together - 1), self.together)) as group:
+            self._scores(begin, count, bind(group * self.together), new)
         rescale = []
         for v in range(vectors):
             shift = (Vector(self._maximum[v], width) - Vector(new[v], width)).value
@@ -231,21 +241,21 @@ class FlashTiles(ABC):
     def _scores(self, begin: Expr, count: Expr, offset: Expr, new: Registers) -> None:
         vectors, width = self.vectors, self.width
         # Keys past the end repeat the last one: the maximum stands, and their rows are not read.
-        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(_IN_REGISTERS)]
+        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(self.together)]
         at = [bind(self.key_place(key)) for key in keys]
-        total = Registers(_IN_REGISTERS * vectors, width)
+        total = Registers(self.together * vectors, width)
         for i in range(len(total)):
             total[i] = splat(0.0, width)
-        with T.serial(T.int64(self.head_dim)) as d:
+        with T.serial(i64(self.head_dim)) as d:
             q = [bind(load(self._q, self._cell(d, v), width)) for v in range(vectors)]
-            for r in range(_IN_REGISTERS):
+            for r in range(self.together):
                 k = bind(splat(self.key[at[r] + d * LANES], width))
                 for v in range(vectors):
                     total[r * vectors + v] = total[r * vectors + v] + k * q[v]
-        for r in range(_IN_REGISTERS):
+        for r in range(self.together):
             for v in range(vectors):
                 store(self._weights, self._cell(offset + r, v), total[r * vectors + v], width)
-        with T.serial(T.int64(_IN_REGISTERS)) as r:
+        with T.serial(T.int64(self.together)) as r:
             key = bind(begin + T.min(offset + r, count - 1))
             for v in range(vectors):
                 at = self._cell(offset + r, v)
@@ -254,12 +264,19 @@ class FlashTiles(ABC):
                 store(self._weights, at, score, width)
 
     def _each_feature_group(self, body: Callable[[Expr, int], None]) -> None:
-        whole, rest = divmod(self.head_dim, _IN_REGISTERS)
+        if not isinstance(self.head_dim, int):
+            groups = bind(T.floordiv(self.head_dim, self.together))
+            with T.serial(groups) as group:
+                body(bind(group * self.together), self.together)
+            with T.serial(self.head_dim - groups * self.together) as feature:
+                body(bind(groups * self.together + feature), 1)
+            return
+        whole, rest = divmod(self.head_dim, self.together)
         if whole:
             with T.serial(T.int64(whole)) as group:
-                body(bind(group * _IN_REGISTERS), _IN_REGISTERS)
+                body(bind(group * self.together), self.together)
         if rest:
-            body(T.int64(whole * _IN_REGISTERS), rest)
+            body(T.int64(whole * self.together), rest)
 
     def _accumulate(self, first: Expr, size: int, count: Expr, rescale: list[Expr]) -> None:
         vectors, width = self.vectors, self.width
@@ -280,6 +297,6 @@ class FlashTiles(ABC):
                 store(self._out, self._cell(first + r, v), total[r * vectors + v], width)
 
 
-def place_in_lanes(token: Expr, features: int) -> Expr:
+def place_in_lanes(token: Expr, features: Expr | int) -> Expr:
     """Offset of feature 0 of a token in ``[groups, features, 16]``."""
     return T.floordiv(token, LANES) * (features * LANES) + T.floormod(token, LANES)

@@ -7,43 +7,54 @@ from typing import Any
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.math import ACTIVATIONS, Vector
-from sparsify.codegen.kernels.cpu.simd import Expr, arguments, bind, load, prim_func, store, symbol
+from sparsify.codegen.kernels.cpu.simd import (
+    Expr,
+    arguments,
+    bind,
+    load,
+    prim_func,
+    size_of,
+    store,
+    symbol,
+)
 from sparsify.codegen.kernels.cpu.tokens import Features, each_token, tensor
 from sparsify.layouts import Form
 
 
 @dataclass(frozen=True)
 class Gated:
-    """The kernel's specification; ``features`` are those of the result."""
+    """The kernel's specification; ``features`` are those of the result, None: any number."""
 
     isa: Isa
-    features: int
+    features: int | None
     activation: str
     form: Form
 
     @property
     def name(self) -> str:
-        return f"gated_{self.form}_{self.isa.name}_{self.activation}_{self.features}"
+        features = self.features or "any"
+        return f"gated_{self.form}_{self.isa.name}_{self.activation}_{features}"
 
     def build(self) -> Any:
         """A PrimFunc ``(x[.., 2 * features], y[.., features])``."""
         with prim_func(self.name) as result:
-            count = symbol()
+            count, features = symbol(), size_of(self.features)
+            both = features * 2
             x, y = arguments(
-                tensor("x", self.form, count, 2 * self.features),
-                tensor("y", self.form, count, self.features),
+                tensor("x", self.form, count, both if self.features else symbol()),
+                tensor("y", self.form, count, features),
             )
 
             def gate(token: Features) -> None:
-                first = token.base(2 * self.features)
-                second = bind(first + self.features * token.step)
-                target = token.base(self.features)
+                first = token.base(both)
+                second = bind(first + features * token.step)
+                target = token.base(features)
 
                 def run(at: Expr, width: int) -> None:
                     opened = ACTIVATIONS[self.activation](Vector(load(x, first + at, width), width))
                     store(y, target + at, opened.value * load(x, second + at, width), width)
 
-                token.along(self.features, run)
+                token.along(features, run)
 
-            each_token(self.isa, self.form, count, 2 * self.features, gate)
+            each_token(self.isa, self.form, count, both, gate)
         return result[0]

@@ -73,7 +73,12 @@ class SellTuning:
     def of(cls, isa: Isa) -> SellTuning:
         if _full_rate(isa):
             return _FULL_RATE
-        tiles = ((8 if isa.registers >= 32 else 4, 192),)
+        if isa.vector == 4:
+            # A lane group is one tile: four vectors at one address. 384 of its columns are 24 KB of
+            # the 32 KB of a first-level cache.
+            tiles: tuple[tuple[int, int], ...] = ((4, 384),)
+        else:
+            tiles = ((8 if isa.registers >= 32 else 4, 192),)
         vector = 1 / min(isa.fma_per_cycle, isa.loads_per_cycle)
         return cls(tiles, (), vector, 0.45, 11.9, 0.0, 0.0)
 
@@ -109,7 +114,7 @@ class SellKernels:
             site.in_features,
             layout,
             Epilogue(site.bias, site.activation, site.residual),
-            vectors=_vectors(isa, layout),
+            vectors=sell_vectors(isa, layout),
             chunk_groups=layout.window // layout.rows,
         )
 
@@ -119,7 +124,7 @@ class SellKernels:
         features = site.out_features // 2
         if features % layout.window:
             return None
-        vectors = _vectors(isa, layout)
+        vectors = sell_vectors(isa, layout)
         return GatedSell(isa, features, site.in_features, layout, site.bias, activation, vectors)
 
     def cycles(
@@ -133,17 +138,22 @@ class SellKernels:
         return sum(
             count * nnz * (vectors * tuning.vector + tuning.nonzero)
             + count * vectors * (sums * tuning.sum + lines * line)
-            for count, vectors in _tiles(isa, tokens, _vectors(isa, layout))
+            for count, vectors in _tiles(isa, tokens, sell_vectors(isa, layout))
         )
 
     def tasks(self, isa: Isa, layout: Sell, shape: tuple[int, int], tokens: int) -> int:
-        tiles = -(-_vectors_of(isa, tokens) // _vectors(isa, layout))
+        tiles = -(-_vectors_of(isa, tokens) // sell_vectors(isa, layout))
         return tiles * -(-shape[0] // layout.window)
 
 
-def _vectors(isa: Isa, layout: Sell) -> int:
+def sell_vectors(isa: Isa, layout: Sell) -> int:
     """Widest token tile: its sums take half of the registers."""
     return max(1, isa.registers // 2 // layout.rows)
+
+
+def dense_vectors(isa: Isa) -> int:
+    """Widest token tile of the dense kernel."""
+    return 4 if isa.registers >= 32 else 2
 
 
 def _even(features: int, widest: int) -> int:
@@ -172,7 +182,7 @@ class DenseKernels:
             site.in_features,
             layout,
             Epilogue(site.bias, site.activation, site.residual),
-            vectors=self._vectors(isa),
+            vectors=dense_vectors(isa),
             chunk_panels=self._chunk(site.out_features, layout) // layout.rows,
             k_block=384,
         )
@@ -181,18 +191,15 @@ class DenseKernels:
         self, isa: Isa, layout: PackedDense, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
         step, vector = _DENSE_FULL_RATE if _full_rate(isa) else (0.0, 1.03 / isa.fma_per_cycle)
-        tiles = _tiles(isa, tokens, self._vectors(isa))
+        tiles = _tiles(isa, tokens, dense_vectors(isa))
         return shape[0] * shape[1] * sum(n * (step + vectors * vector) for n, vectors in tiles)
 
     def tasks(self, isa: Isa, layout: PackedDense, shape: tuple[int, int], tokens: int) -> int:
-        tiles = -(-_vectors_of(isa, tokens) // self._vectors(isa))
+        tiles = -(-_vectors_of(isa, tokens) // dense_vectors(isa))
         return tiles * -(-shape[0] // self._chunk(shape[0], layout))
 
     def _chunk(self, rows: int, layout: PackedDense) -> int:
         return _chunk(rows, layout.rows, _even_chunks(rows))
-
-    def _vectors(self, isa: Isa) -> int:
-        return 4 if isa.registers >= 32 else 2
 
 
 register_linear(SellKernels())

@@ -8,43 +8,63 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.simd import Expr, arguments, bind, load, prim_func, store, symbol
+from sparsify.codegen.kernels.cpu.simd import (
+    Expr,
+    Integer,
+    arguments,
+    bind,
+    i64,
+    load,
+    prim_func,
+    size_of,
+    store,
+    symbol,
+)
 from sparsify.codegen.kernels.cpu.tokens import Features, each_token, tensor
 from sparsify.layouts import Form
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """The kernel's specification; features after the ``heads`` heads are copied."""
+    """The kernel's specification; features after the ``heads`` heads are copied.
+
+    Sizes that are None come with each call, the number of heads as an argument before ``y``.
+    """
 
     isa: Isa
-    heads: int
-    head_dim: int
-    features: int
+    heads: int | None
+    head_dim: int | None
+    features: int | None
     form: Form
 
     @property
     def name(self) -> str:
-        heads = f"h{self.heads}_{self.head_dim}_{self.features}"
+        heads = "any"
+        if self.heads is not None:
+            heads = f"h{self.heads}_{self.head_dim}_{self.features}"
         return f"rotary_{self.form}_{self.isa.name}_{heads}"
 
     def build(self) -> Any:
-        """A PrimFunc ``(x[.., features], cos[.., head_dim], sin[.., head_dim], y)``."""
+        """A PrimFunc ``(x[.., features], cos[.., head_dim], sin[.., head_dim][, heads], y)``."""
         with prim_func(self.name) as result:
             count = symbol()
-            x, cos, sin, y = arguments(
-                tensor("x", self.form, count, self.features),
-                tensor("cos", self.form, count, self.head_dim),
-                tensor("sin", self.form, count, self.head_dim),
-                tensor("y", self.form, count, self.features),
+            features, head_dim = size_of(self.features), size_of(self.head_dim)
+            x, cos, sin, given, y = arguments(
+                tensor("x", self.form, count, features),
+                tensor("cos", self.form, count, head_dim),
+                tensor("sin", self.form, count, head_dim),
+                Integer("heads") if self.heads is None else None,
+                tensor("y", self.form, count, features),
             )
-            half, turned = self.head_dim // 2, self.heads * self.head_dim
+            heads = i64(given if self.heads is None else self.heads)
+            half = head_dim // 2 if isinstance(head_dim, int) else bind(T.floordiv(head_dim, 2))
+            turned = (given if self.heads is None else self.heads) * head_dim
 
             def turn(token: Features) -> None:
-                base, angle = token.base(self.features), token.base(self.head_dim)
+                base, angle = token.base(features), token.base(head_dim)
                 second = half * token.step
-                with T.serial(T.int64(self.heads)) as head:
-                    first = bind(base + head * (self.head_dim * token.step))
+                with T.serial(heads) as head:
+                    first = bind(base + head * (head_dim * token.step))
 
                     def pair(at: Expr, width: int) -> None:
                         a = bind(load(x, first + at, width))
@@ -60,7 +80,7 @@ class Rotary:
                 def copy(at: Expr, width: int) -> None:
                     store(y, rest + at, load(x, rest + at, width), width)
 
-                token.along(self.features - turned, copy)
+                token.along(features - turned, copy)
 
-            each_token(self.isa, self.form, count, self.features, turn)
+            each_token(self.isa, self.form, count, features, turn)
         return result[0]

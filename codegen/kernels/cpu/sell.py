@@ -225,8 +225,10 @@ class SellTiles(ABC):
 def _column(packed: Expr, index: int, pitch: int) -> Expr:
     """Of four columns times 16, the one at an index, times ``pitch``: a shift and a mask."""
     shift = 16 * index - (pitch // LANES).bit_length() + 1
-    moved = T.shift_right(packed, T.int64(shift)) if shift >= 0 else (
-        T.shift_left(packed, T.int64(-shift))
+    moved = (
+        T.shift_right(packed, T.int64(shift))
+        if shift >= 0
+        else (T.shift_left(packed, T.int64(-shift)))
     )
     return T.bitwise_and(moved, T.int64(0xFFFF * (pitch // LANES)))
 

@@ -55,6 +55,11 @@ def symbol() -> Expr:
     return T.int64()
 
 
+def size_of(extent: int | None) -> Expr | int:
+    """An extent of a kernel's specification, where None is one that each call brings."""
+    return symbol() if extent is None else extent
+
+
 def in_name(value: float) -> str:
     """A number as a part of a kernel's name."""
     return f"{value:.9g}".replace(".", "d").replace("-", "m").replace("+", "")
@@ -82,7 +87,14 @@ class Integer:
     name: str
 
 
-def arguments(*parameters: Tensor | Integer | None) -> list[Expr]:
+@dataclass(frozen=True)
+class Number:
+    """A fp32 scalar parameter of a kernel."""
+
+    name: str
+
+
+def arguments(*parameters: Tensor | Integer | Number | None) -> list[Expr]:
     """Declares all parameters of the kernel, tensors seen flat; None (absent) stays None."""
     declared = [p and T.arg(p.name, _declaration(p)) for p in parameters]
     matched = [
@@ -92,8 +104,10 @@ def arguments(*parameters: Tensor | Integer | None) -> list[Expr]:
     return [_flat(p, value) if isinstance(p, Tensor) else value for p, value in matched]
 
 
-def _declaration(parameter: Tensor | Integer) -> Expr:
-    return T.int64() if isinstance(parameter, Integer) else T.handle()
+def _declaration(parameter: Tensor | Integer | Number) -> Expr:
+    if isinstance(parameter, Tensor):
+        return T.handle()
+    return T.int64() if isinstance(parameter, Integer) else T.float32()
 
 
 def _matched(tensor: Tensor, handle: Expr) -> Expr:
@@ -134,8 +148,15 @@ def remainder(count: int, width: int) -> Iterator[tuple[int, int]]:
             done += width
 
 
-def along(count: int, width: int, body: Callable[[Expr, int], None]) -> None:
+def along(count: Expr | int, width: int, body: Callable[[Expr, int], None]) -> None:
     """Runs ``body(offset, width)`` along contiguous elements, in vectors and then narrower ones."""
+    if not isinstance(count, int):
+        whole = bind(T.floordiv(count, width))
+        with T.serial(whole) as step:
+            body(bind(step * width), width)
+        with T.serial(count - whole * width) as rest:
+            body(bind(whole * width + rest), 1)
+        return
     if count >= width:
         with T.serial(T.int64(count // width)) as step:
             body(bind(step * width), width)

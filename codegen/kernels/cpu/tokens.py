@@ -18,6 +18,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     Tensor,
     along,
     bind,
+    i64,
     share,
     tiled_tasks,
 )
@@ -34,25 +35,25 @@ class Features:
     """
 
     isa: Isa
-    base: Callable[[int], Expr]
+    base: Callable[[Expr | int], Expr]
     step: int
 
-    def along(self, count: int, body: Callable[[Expr, int], None]) -> None:
+    def along(self, count: Expr | int, body: Callable[[Expr, int], None]) -> None:
         """Runs ``body(offset from feature 0, vector width)`` over ``count`` features."""
         if self.step == 1:
             along(count, self.isa.vector, body)
         else:
-            with T.serial(T.int64(count)) as feature:
+            with T.serial(i64(count)) as feature:
                 body(bind(feature * self.step), self.isa.vector)
 
 
-def tensor(name: str, form: Form, count: Expr, features: int) -> Tensor:
+def tensor(name: str, form: Form, count: Expr, features: Expr | int) -> Tensor:
     """``[tokens, features]`` or ``[groups, features, 16]``, ``count`` being the first extent."""
     return Tensor(name, (count, features) if form == "rows" else (count, features, LANES))
 
 
 def each_token(
-    isa: Isa, form: Form, count: Expr, features: int, body: Callable[[Features], None]
+    isa: Isa, form: Form, count: Expr, features: Expr | int, body: Callable[[Features], None]
 ) -> None:
     """Runs ``body`` for every token, or vector of tokens, of a tensor with so many features."""
 

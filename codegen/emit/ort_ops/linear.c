@@ -1,0 +1,182 @@
+/* Linear...: y = activation(x @ W.T + bias) + residual. */
+
+#include <string.h>
+
+#include "weight.h"
+
+typedef struct {
+  const Operator *op;
+  const OrtApi *api;
+  int64_t rows, columns;
+  bool constant; /* whether the weight was packed when the kernel was made */
+  Weight weight;
+  float *bias; /* aligned; zeros where there is none */
+} Linear;
+
+static size_t weight_inputs(Storage storage) {
+  return storage == CSR ? 3 : storage == BITMAP ? 2 : 1;
+}
+
+static void destroy(void *made) {
+  Linear *linear = made;
+  free_weight(&linear->weight);
+  release(linear->bias);
+  release(linear);
+}
+
+static OrtStatus *pack(const Linear *linear, const Tensor *tensors, Weight *made) {
+  Csr csr;
+  OrtStatus *status =
+      read_weight(linear->api, linear->op->storage, tensors, linear->rows, linear->columns, &csr);
+  if (!status) status = pack_weight(linear->api, &csr, made);
+  free_csr(&csr);
+  return status;
+}
+
+static OrtStatus *pack_constants(Linear *linear, const OrtKernelInfo *info) {
+  Tensor tensors[3];
+  size_t count = weight_inputs(linear->op->storage);
+  linear->constant = true;
+  for (size_t i = 0; i < count; ++i) {
+    const OrtValue *value = NULL;
+    int constant = 0;
+    TRY(ORT(linear->api, KernelInfoGetConstantInput_tensor)(info, 1 + i, &constant, &value));
+    linear->constant = linear->constant && constant && value;
+    if (linear->constant) TRY(tensor_of(linear->api, value, &tensors[i]));
+  }
+  return linear->constant ? pack(linear, tensors, &linear->weight) : NULL;
+}
+
+static OrtStatus *create(const Operator *op, const OrtApi *api, const OrtKernelInfo *info,
+                         void **made) {
+  Linear *linear = allocate(sizeof *linear);
+  if (!linear) return out_of_memory(api);
+  *linear = (Linear){.op = op, .api = api};
+  OrtStatus *status = ORT(api, KernelInfoGetAttribute_int64)(info, "out_features", &linear->rows);
+  if (!status)
+    status = ORT(api, KernelInfoGetAttribute_int64)(info, "in_features", &linear->columns);
+  if (!status) status = pack_constants(linear, info);
+  if (!status && linear->rows > 0) {
+    size_t bytes = (size_t)linear->rows * sizeof *linear->bias;
+    linear->bias = allocate(bytes);
+    if (linear->bias) memset(linear->bias, 0, bytes);
+    else status = out_of_memory(api);
+  }
+  if (status) {
+    destroy(linear);
+    return status;
+  }
+  *made = linear;
+  return NULL;
+}
+
+/* Where there is no kernel for the activation and the residual together. */
+static void add(float *y, const float *residual, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] += residual[i];
+}
+
+static OrtStatus *multiply(const Linear *linear, const Weight *weight, OrtKernelContext *context,
+                           int64_t tokens, const float *x, const float *bias,
+                           const float *residual, float *y, float *scratch) {
+  const OrtApi *api = linear->api;
+  const TiledKernels *kernels = weight->sparse ? &sell_kernels : &dense_kernels;
+  int64_t groups = (tokens + 15) / 16, features = weight->columns;
+  int64_t y_features = 1 + (weight->sparse ? weight->rows : weight->panel_count * kernels->rows);
+  float *x_tiles = scratch, *y_tiles = scratch + groups * 16 * features;
+  Call enter = {0};
+  pass(&enter, x, F32, 2, tokens, features);
+  pass(&enter, x_tiles, F32, 3, groups, features, INT64_C(16));
+  TRY(run(api, context, kernels->to_tiles, &enter));
+  Call sums = {0};
+  pass(&sums, x_tiles, F32, 3, groups, features, INT64_C(16));
+  if (weight->sparse) {
+    const Sell *sell = &weight->sell;
+    pass(&sums, sell->starts, I32, 1, sell->entries);
+    pass(&sums, sell->outputs, I32, 1, sell->slots);
+    pass(&sums, sell->columns, I64, 1, sell->stream);
+    pass(&sums, sell->values, F32, 1, sell->tail);
+    pass_integer(&sums, sell->k_block);
+    pass_integer(&sums, sell->window / sell->rows);
+  } else {
+    pass(&sums, weight->panels, F32, 3, weight->panel_count, features, kernels->rows);
+  }
+  pass(&sums, y_tiles, F32, 3, groups, y_features, INT64_C(16));
+  TRY(run(api, context, kernels->multiply, &sums));
+  bool fused = residual && linear->op->activation == 0;
+  Call leave = {0};
+  pass(&leave, y_tiles, F32, 3, groups, y_features, INT64_C(16));
+  pass(&leave, bias, F32, 1, weight->rows);
+  if (fused) pass(&leave, residual, F32, 2, tokens, weight->rows);
+  pass(&leave, y, F32, 2, tokens, weight->rows);
+  Kernel *last = fused ? kernels->from_tiles_residual : kernels->from_tiles[linear->op->activation];
+  TRY(run(api, context, last, &leave));
+  if (residual && !fused) add(y, residual, tokens * weight->rows);
+  return NULL;
+}
+
+static OrtStatus *check(const Linear *linear, const Tensor *x, const Tensor *bias,
+                        const Tensor *residual) {
+  if (x->dims < 1 || x->extent[x->dims - 1] != linear->columns)
+    return fail(linear->api, ORT_INVALID_ARGUMENT, "%s: x has %lld features, the weight takes %lld",
+                linear->op->name, x->dims ? (long long)x->extent[x->dims - 1] : 0LL,
+                (long long)linear->columns);
+  if (bias && count_of(bias, 0, bias->dims) != linear->rows)
+    return fail(linear->api, ORT_INVALID_ARGUMENT, "%s: the bias has %lld elements for %lld rows",
+                linear->op->name, (long long)count_of(bias, 0, bias->dims),
+                (long long)linear->rows);
+  bool same = !residual || residual->dims == x->dims;
+  for (size_t d = 0; residual && same && d < x->dims; ++d)
+    same = residual->extent[d] == (d + 1 == x->dims ? linear->rows : x->extent[d]);
+  return same ? NULL
+              : fail(linear->api, ORT_INVALID_ARGUMENT,
+                     "%s: the residual must have the result's shape", linear->op->name);
+}
+
+static OrtStatus *compute(void *made, OrtKernelContext *context) {
+  const Linear *linear = made;
+  const Operator *op = linear->op;
+  const OrtApi *api = linear->api;
+  size_t next = 1 + weight_inputs(op->storage);
+  Tensor x, bias, residual;
+  TRY(input_of(api, context, 0, &x));
+  if (op->bias) TRY(input_of(api, context, next++, &bias));
+  if (op->residual) TRY(input_of(api, context, next, &residual));
+  TRY(check(linear, &x, op->bias ? &bias : NULL, op->residual ? &residual : NULL));
+  int64_t tokens = tokens_of(&x), extents[MAX_DIMS];
+  memcpy(extents, x.extent, sizeof extents);
+  extents[x.dims - 1] = linear->rows;
+  float *y;
+  TRY(output_of(api, context, extents, x.dims, &y));
+  if (tokens == 0) return NULL;
+  Weight own = {0};
+  OrtStatus *status = NULL;
+  if (!linear->constant) {
+    Tensor tensors[3];
+    for (size_t i = 0; i < weight_inputs(op->storage); ++i)
+      TRY(input_of(api, context, 1 + i, &tensors[i]));
+    status = pack(linear, tensors, &own);
+  }
+  const Weight *weight = linear->constant ? &linear->weight : &own;
+  int64_t groups = (tokens + 15) / 16, padding = dense_kernels.rows + 1;
+  int64_t bias_floats = (linear->rows + 15) / 16 * 16;
+  float *scratch = NULL;
+  if (!status) {
+    int64_t floats = bias_floats + groups * 16 * (linear->columns + linear->rows + padding);
+    scratch = borrow((size_t)floats);
+    if (!scratch) status = out_of_memory(api);
+  }
+  if (!status) {
+    const float *start = linear->bias;
+    if (op->bias) {
+      memcpy(scratch, bias.data, (size_t)linear->rows * sizeof *scratch);
+      start = scratch;
+    }
+    status = multiply(linear, weight, context, tokens, x.data, start,
+                      op->residual ? residual.data : NULL, y, scratch + bias_floats);
+  }
+  give_back(scratch);
+  free_weight(&own);
+  return status;
+}
+
+const Implementation linear_family = {create, compute, destroy};

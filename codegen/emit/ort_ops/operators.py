@@ -1,0 +1,82 @@
+"""The domain's operators as rows of a C table, and which are left to their function bodies."""
+
+from __future__ import annotations
+
+import re
+
+from sparsify.ops import ACTIVATIONS
+from sparsify.ops.onnx import ONNX_OPERATORS, OnnxOperator
+
+FUNCTION_BODIES = {
+    "kv_append": "it copies the cache, in and out, and takes as long as that copy either way",
+    "paged_attention": "the cache is a tensor that goes in and out of every step: its copy dominates",
+    "to_lanes": "no exported file holds it: files hold portable programs",
+    "from_lanes": "no exported file holds it: files hold portable programs",
+}
+"""Families that the library does not serve, with the reason; their function bodies run."""
+
+_TYPES = {"float": "ORT_FLOAT", "int32": "ORT_INT32", "int64": "ORT_INT64", "bool": "ORT_BOOL"}
+
+
+def served() -> tuple[OnnxOperator, ...]:
+    """The operators that the library has kernels for."""
+    return tuple(op for op in ONNX_OPERATORS.values() if op.family not in FUNCTION_BODIES)
+
+
+def operator_rows() -> list[str]:
+    """One initialiser of `Operator` each."""
+    return [_row(operator) for operator in served()]
+
+
+def _row(operator: OnnxOperator) -> str:
+    types = [
+        _TYPES.get(port.types[0], "ORT_ANY") if len(port.types) == 1 else "ORT_ANY"
+        for port in operator.inputs
+    ]
+    fields = {
+        "name": f'"{operator.name}"',
+        "family": _family(operator),
+        "inputs": str(len(operator.inputs)),
+        "input_type": f"{{{', '.join(types)}}}",
+        **_FIELDS.get(operator.family, lambda _: {})(operator),
+    }
+    return "{" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
+
+
+def _family(operator: OnnxOperator) -> str:
+    if operator.family == "fused_norm":
+        return "LAYER_NORM" if operator.name == "LayerNorm" else "RMS_NORM"
+    names = {"sparse_linear": "LINEAR", "fused_attention": "ATTENTION"}
+    return names.get(operator.family, operator.family.upper())
+
+
+def _linear(operator: OnnxOperator) -> dict[str, str]:
+    match = re.fullmatch(r"Linear(Csr|Bitmap|Dense)(Bias)?(.*?)(Add)?", operator.name)
+    assert match is not None, operator.name
+    storage, bias, activation, residual = match.groups()
+    return {
+        "storage": storage.upper(),
+        "activation": str(_activation(activation)),
+        "bias": "true" if bias else "false",
+        "residual": "true" if residual else "false",
+    }
+
+
+def _gated(operator: OnnxOperator) -> dict[str, str]:
+    return {"activation": str(_activation(operator.name.removeprefix("Gated")))}
+
+
+def _attention(operator: OnnxOperator) -> dict[str, str]:
+    mask = re.fullmatch(r"Attention(Mask|Bias)?(Causal)?", operator.name)
+    assert mask is not None, operator.name
+    kinds = {None: "MASK_NONE", "Mask": "MASK_BOOL", "Bias": "MASK_FLOAT"}
+    return {"mask": kinds[mask[1]], "causal": "true" if mask[2] else "false"}
+
+
+def _activation(camel: str) -> int:
+    """An activation's place, from what an operator's name says of it."""
+    plain = [name.replace("_", "") for name in ACTIVATIONS]
+    return plain.index(camel.lower() or "none")
+
+
+_FIELDS = {"sparse_linear": _linear, "gated": _gated, "fused_attention": _attention}
