@@ -16,10 +16,8 @@ from sparsify.frontend.onnx.quantities import (
     spread,
     without_zero,
 )
-from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.registry import MICROSOFT, Unsupported, operator
 from sparsify.frontend.onnx.tensors import torch_type
-
-MICROSOFT = "com.microsoft"
 
 
 @operator("QuantizeLinear", since=10)
