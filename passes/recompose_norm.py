@@ -27,7 +27,7 @@ def layer_norm(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
         found = _scaled(rewriter, past_copies(scaled))
         if found is None or not _is_vector(rewriter, bias, found.x):
             continue
-        size = [shape_of(found.x)[-1]]
+        size = [int(shape_of(bias)[0])]
         operands = (found.x, size, found.weight, bias, found.epsilon)
         return rewriter.call(aten.layer_norm.default, operands)
     return None
