@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import optimization_hint
 from torch.utils import _pytree
 from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from sparsify.contracts import PassContext
 from sparsify.passes import parse_pipeline, run_pipeline
 from sparsify.plan import Plan
 from sparsify.program import Program, ProgramSet
+from sparsify.signature import CallSignature
 
 if TYPE_CHECKING:
     from sparsify.codegen.emit.c.archive import ExportedEntry
@@ -84,24 +87,38 @@ def _entry(program: Program, largest: Sizes) -> ExportedEntry:
             f"export_c: entry {program.name!r}: result {lost[0]} is an input, a weight or a number "
             "that nothing computes; return it outside of the model"
         )
-    inputs = [name for name in plan.inputs if name in region.inputs]
+    given = {n: node for n, node in _inputs(program).items() if node.name in region.inputs}
+    inputs = {_c_name(n): region.inputs.index(node.name) for n, node in given.items()}
+    if len(inputs) < len(given):
+        raise ValueError(
+            f"export_c: entry {program.name!r}: the inputs {', '.join(given)} have names that C "
+            "cannot tell apart; rename the arguments of the model"
+        )
     outputs: dict[str, int] = {}
     for index, (name, title) in enumerate(zip(names, _result_names(program), strict=True)):
         place = region.outputs.index(str(name))
         if place not in outputs.values():  # a result that comes twice is written once
-            outputs[title or f"output_{index}"] = place
+            free = title is not None and title not in outputs
+            outputs[str(title) if free else f"output_{index}"] = place
     return ExportedEntry(
         region.program,
-        {_c_name(str(name)): region.inputs.index(str(name)) for name in inputs},
+        inputs,
         outputs,
         _ranges(program, largest),
     )
 
 
+def _inputs(program: Program) -> dict[str, fx.Node]:
+    """The tensors that a program takes, by the names of its arguments, in order."""
+    nodes = [n for n in program.user_inputs() if isinstance(n.meta["val"], torch.Tensor)]
+    tensors = CallSignature(program.exported).tensors
+    return {tensor.name: node for tensor, node in zip(tensors, nodes, strict=True)}
+
+
 def _ranges(program: Program, largest: Sizes) -> dict[str, tuple[int, int]]:
     """Least and most of each size, the most from ``largest``, else from the example inputs."""
     ranges: dict[str, tuple[int, int]] = {}
-    inputs = {node.name: node for node in program.user_inputs()}
+    inputs = _inputs(program)
     unknown = sorted(set(largest) - set(inputs))
     if unknown:
         raise ValueError(
@@ -117,7 +134,7 @@ def _ranges(program: Program, largest: Sizes) -> dict[str, tuple[int, int]]:
             if not isinstance(extent, torch.SymInt) or not extent.node.expr.is_symbol:
                 continue
             symbol = extent.node.expr
-            allowed = program.exported.range_constraints[symbol]
+            allowed = program.exported.range_constraints.get(symbol, ValueRanges(1, int_oo))
             least = max(1, int(allowed.lower))
             known = ranges.get(str(symbol), (least, 0))[1]
             most = given[dim] if given is not None else known or optimization_hint(extent, 0)

@@ -134,6 +134,6 @@ def test_dependencies_name_what_is_imported() -> None:
             top = name.split(".")[0]
             if top in sys.stdlib_module_names or top == "sparsify":
                 continue
-            if not declared.intersection(distributions.get(top, [])):
+            if not declared.intersection(map(str.lower, distributions.get(top, []))):
                 undeclared.add((module, top))
     assert undeclared == set()

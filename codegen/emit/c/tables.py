@@ -91,6 +91,13 @@ class Tabulator:
         for view in (*self.code.inputs, *self.code.outputs):
             self._value(view, shared=False)
         calls = tuple(self._call(call) for call in self.code.calls)
+        lists = {"values": self._values, "sizes": self._sizes.items, "calls": self._operands.items}
+        for what, items in lists.items():
+            if len(items) >= _SIZE:
+                raise ExportError(
+                    f"entry {self.code.name!r} has {len(items)} different {what}, and the tables "
+                    f"take {_SIZE - 1}; export the model in parts"
+                )
         if len(self._computed) > MAX_COMPUTED:
             raise ExportError(
                 f"entry {self.code.name!r}: {len(self._computed)} different sizes depend on the "
