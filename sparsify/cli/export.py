@@ -62,7 +62,7 @@ def export(
     """Write MODEL, which may be a compiled .sparsify file, as an ONNX file or a folder of C."""
     if onnx == as_c:
         raise ValueError("say what to write: --onnx or --c")
-    given = {"--target": target, "--name": name, "--largest": largest}
+    given: dict[str, Any] = {"--target": target, "--name": name, "--largest": largest}
     if as_c:
         given = {"--standard": standard, "--entry": entry, "--json": as_json}
     for option, value in given.items():
