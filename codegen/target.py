@@ -100,7 +100,7 @@ class Target:
         """
         import tvm
 
-        spec = {k: list(v) if isinstance(v, tuple) else v for k, v in self.spec}
+        spec: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.spec}
         self._check_names(spec["mtriple"], spec["mcpu"], spec.get("mattr", []))
         return tvm.target.Target(spec)
 

@@ -59,8 +59,8 @@ def convert_sparse_linear(node: fx.Node, lowering: Lowering) -> Any:
     if not a["lanes"]:
         x = to_lanes(lowering, x)
         residual = None if residual is None else to_lanes(lowering, residual)
-    shape = (shape_of(x)[0], site.out_features, LANES)
-    y = lowering.call_kernel(kernel, [x, *weight, bias, residual], shape)
+    extents = (shape_of(x)[0], site.out_features, LANES)
+    y = lowering.call_kernel(kernel, [x, *weight, bias, residual], extents)
     return y if a["lanes"] else from_lanes(lowering, y, leading)
 
 

@@ -62,10 +62,9 @@ def export(
     """Write MODEL, which may be a compiled .sparsify file, as an ONNX file or a folder of C."""
     if onnx == as_c:
         raise ValueError("say what to write: --onnx or --c")
-    given: dict[str, Any] = {"--target": target, "--name": name, "--largest": largest}
-    if as_c:
-        given = {"--standard": standard, "--entry": entry, "--json": as_json}
-    for option, value in given.items():
+    of_c = {"--target": target, "--name": name, "--largest": largest}
+    of_onnx = {"--standard": standard, "--entry": entry, "--json": as_json}
+    for option, value in (of_onnx if as_c else of_c).items():
         if value:
             raise ValueError(f"{option} applies to {'--onnx' if as_c else '--c'} only")
     source = Source(model, batch, seq, OnnxOptions.of(shape, constant))

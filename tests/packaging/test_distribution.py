@@ -63,6 +63,8 @@ def test_wheel_holds_the_pool_and_its_source(wheel: Path) -> None:
     runtime = {Path(name).name for name in files(wheel) if "/codegen/runtime/" in name}
     assert {"pool.c", "wait.h"} <= runtime
     assert any(name.startswith("_pool.") for name in runtime)
+    exported = {Path(name).name for name in files(wheel) if "/codegen/emit/c/" in name}
+    assert {"sparsify.c", "sparsify.h", "model.c.j2", "CMakeLists.txt.j2"} <= exported
     assert "sparsify/py.typed" in files(wheel)
     assert any(name.endswith("licenses/LICENSE") for name in files(wheel))
 

@@ -141,7 +141,7 @@ def _source(
     return _Source(
         entry,
         tables,
-        tuple((kernel and called[kernel], *rest) for kernel, *rest in tables.calls),
+        tuple((k and called[k], first, count) for k, first, count in tables.calls),
         tuple((symbol, *each.ranges[symbol]) for symbol in code.symbols()),
         arena.nbytes,
         scratch_bytes(module, code, bounds),

@@ -146,14 +146,16 @@ static OrtStatus *attend(const Attention *attention, OrtKernelContext *context,
     pass_integer(&call, extent[1] == 1 ? 0 : plane);
     kind = by_query ? 2 : 1;
   }
-  const int64_t integers[] = {given->batch,         given->queries,      given->keys,
-                              attention->heads,     attention->kv_heads, attention->head_dim,
-                              attention->offsets[0], attention->offsets[1], attention->offsets[2]};
+  int64_t reach = op->causal ? 0 : given->keys; /* how far ahead of itself a query sees */
+  const int64_t integers[] = {given->batch,          given->queries,        given->keys,
+                              reach,                 attention->heads,      attention->kv_heads,
+                              attention->head_dim,   attention->offsets[0], attention->offsets[1],
+                              attention->offsets[2]};
   for (size_t i = 0; i < sizeof integers / sizeof *integers; ++i) pass_integer(&call, integers[i]);
   pass_number(&call, attention->scale);
   float *y_lanes = take(&next, groups[0] * given->features * 16);
   pass(&call, y_lanes, F32, 3, groups[0], given->features, INT64_C(16));
-  TRY(run(api, context, attention_kernels[op->causal][kind], &call));
+  TRY(run(api, context, attention_kernels[kind], &call));
   float *zeros = take(&next, given->features);
   memset(zeros, 0, (size_t)given->features * sizeof *zeros);
   Call leave = {0};

@@ -87,11 +87,8 @@ def _tiled(
 
 def _attention(table: Table, isa: Isa) -> None:
     masks: tuple[Mask, ...] = ("none", "keys", "queries")
-    causal = (
-        table.symbols(GeneralAttention(isa, mask, causal, query_vectors(isa)) for mask in masks)
-        for causal in (False, True)
-    )
-    table.define("Kernel *const attention_kernels[2][3]", f"{{{', '.join(causal)}}}")
+    kernels = (GeneralAttention(isa, mask, query_vectors(isa)) for mask in masks)
+    table.define("Kernel *const attention_kernels[3]", table.symbols(kernels))
     prepare = (AttentionMask(MaskShape(True, True, True), dtype) for dtype in ("bool", "float32"))
     table.define("Kernel *const mask_kernels[2]", table.symbols(prepare))
     # Wide tiles of 16 tokens are lanes.

@@ -129,7 +129,7 @@ extern const TiledKernels sell_kernels, dense_kernels;
 extern Kernel *const layer_norm_kernel, *const rms_norm_kernel, *const rotary_kernel;
 extern Kernel *const gated_kernels[ACTIVATIONS];
 extern Kernel *const to_lanes_kernel, *const from_lanes_kernel;
-extern Kernel *const attention_kernels[2][3]; /* causal; no mask, one by key, one by query too */
+extern Kernel *const attention_kernels[3]; /* no mask, one by key, one by query too */
 extern Kernel *const mask_kernels[2];         /* of bool, of float */
 
 /* Cycles for 128 tokens: of a nonzero, of a sum that is stored once a K block, of a dense weight. */

@@ -164,12 +164,12 @@ class DenseTiles(ABC):
         w_at = bind((panel * self.in_features + begin) * self.rows)
         x_at = bind(x_base + begin * tile.pitch)
 
-        def at_panel(other: int) -> Expr:
-            return w_at + other * self.in_features * self.rows if other else w_at
+        def at_panel(other: Expr | int) -> Expr:
+            return w_at + other * (self.in_features * self.rows)
 
         with T.serial(depth) as k:
-            for other in range(together):
-                prefetch(self.panels, at_panel(other) + k * self.rows + _AHEAD)
+            # By turns: a line lasts for more than two steps, and a prefetch takes a load's place.
+            prefetch(self.panels, at_panel(T.floormod(k, together)) + k * self.rows + _AHEAD)
             x = [
                 bind(load(self.x, x_at + k * tile.pitch + tile.step(v, self.in_features), width))
                 for v in range(tile.vectors)

@@ -191,6 +191,9 @@ class SellTiles(ABC):
     def _weights(self, slot: Expr) -> list[Expr]:
         """Four neighbouring values, each spread over a vector."""
         width, permuted = self.isa.vector, len(self.controls)
+        if width == 4:  # multiply-adds of 128-bit vectors take one lane of a vector as a factor
+            quad = bind(load(self.values, slot, 4))
+            return [bind(T.Shuffle([quad], [r] * 4)) for r in range(4)]
         weights = []
         if permuted:
             quad = load(self.values, slot, 4)

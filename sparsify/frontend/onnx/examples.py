@@ -41,15 +41,31 @@ def candidates(model: OnnxModel, sizes: ExampleSizes) -> Iterator[list[torch.Ten
     if sizes.others is None and dynamic:
         tried += OTHERS
     for others in tried:
-        yield [_example(declared, sizes.batch or BATCH, others, model) for declared in model.inputs]
+        named: dict[str, int] = {}
+        batch = sizes.batch or BATCH
+        shapes = [_shape(declared, batch, others, named) for declared in model.inputs]
+        # A name may be that of a batch only in a later input.
+        shapes = [
+            [named.get(str(name), size) for name, size in zip(i.dims, shape, strict=True)]
+            for i, shape in zip(model.inputs, shapes, strict=True)
+        ]
+        yield [_example(i, shape, model) for i, shape in zip(model.inputs, shapes, strict=True)]
 
 
-def _example(declared: Input, batch: int, others: int | None, model: OnnxModel) -> torch.Tensor:
+def _shape(declared: Input, batch: int, others: int | None, named: dict[str, int]) -> list[int]:
+    """Sizes of all dims; ``named`` gets the smallest that goes with each name."""
     usual = TOKENS if len(declared.dims) <= 3 else PIXELS
     shape = [
         size if isinstance(size, int) else batch if dim == 0 else others or usual
         for dim, size in enumerate(declared.dims)
     ]
+    for name, size in zip(declared.dims, shape, strict=True):
+        if isinstance(name, str):
+            named[name] = min(named.get(name, size), size)
+    return shape
+
+
+def _example(declared: Input, shape: list[int], model: OnnxModel) -> torch.Tensor:
     count = math.prod(shape) * declared.dtype.itemsize
     if count > LARGEST:
         raise ValueError(

@@ -11,7 +11,6 @@ from typing import Any
 import onnx
 import onnx.inliner
 import torch
-from google.protobuf.message import DecodeError
 from onnx import external_data_helper
 
 from sparsify.frontend.onnx.model import Input, OnnxModel
@@ -51,7 +50,7 @@ def read_onnx(
         )
     try:
         proto = onnx.load_model_from_string(file.read_bytes())
-    except DecodeError as error:
+    except Exception as error:  # protobuf's own, whose package is none of ours
         raise ValueError(f"{file}: not an ONNX file, or cut off: {error}") from error
     if not proto.HasField("graph"):
         raise ValueError(f"{file}: not an ONNX file: it holds no graph")
@@ -130,7 +129,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     called = {(standard(node.domain), node.op_type) for node in _nodes(proto)}
     if not called - served:
         return proto
-    kept = [("ai.onnx" if not domain else domain, name) for domain, name in served - local]
+    kept = [(domain or "ai.onnx", name) for domain, name in served - local]
     kept += [("", name) for domain, name in served - local if not domain]
     kept += [(domain, name) for domain, name in served & local]
     return onnx.inliner.inline_selected_functions(

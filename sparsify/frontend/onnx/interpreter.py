@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Handler, Unsupported, find, standard
@@ -223,7 +224,9 @@ def _values(results: Any) -> list[Value]:
 
 def _check_size(tensor: torch.Tensor) -> None:
     count = tensor.numel() * tensor.element_size()
-    if isinstance(count, int) and count > LARGEST:
+    if isinstance(count, torch.SymInt):
+        count = optimization_hint(count, fallback=0)
+    if count > LARGEST:
         raise Unsupported(
             f"a result of shape {list(tensor.shape)} takes {count / 2**30:.0f} GiB; the largest "
             f"that is computed is {LARGEST / 2**30:.0f} GiB"

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -53,7 +54,7 @@ class OnnxModule(Weights):
         self.collecting = True
         mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
         try:
-            with mode, torch.no_grad():
+            with mode, enable_python_dispatcher(), torch.no_grad():
                 inputs = [
                     mode.from_tensor(example, symbolic_context=_context(declared, example, dynamic))
                     for declared, example in zip(self.model.inputs, examples, strict=True)

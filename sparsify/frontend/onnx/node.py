@@ -94,7 +94,11 @@ class Node:
         """
         if self.module:
             return f"{self.module}.weight"
-        scopes = self.name.strip("/").split("/")[:-1]
+        scopes: list[str] = []
+        for part in self.name.strip("/").split("/")[:-1]:
+            # The second of two nested modules is written /head/head.0.
+            repeats = bool(scopes) and part.startswith(f"{scopes[-1]}.")
+            scopes[len(scopes) - repeats :] = [part]
         return ".".join((*scopes, "weight")) if scopes else f"{self.name}.weight"
 
     def run(self, graph: onnx.GraphProto, inputs: Sequence[Value] = ()) -> list[Value]:

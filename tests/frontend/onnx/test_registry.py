@@ -30,5 +30,5 @@ def test_the_newest_handler_that_is_old_enough_is_found() -> None:
 
 
 def test_a_version_has_one_handler() -> None:
-    with pytest.raises(ValueError, match="ai.onnx::Relu of version 1 has a handler"):
+    with pytest.raises(ValueError, match=r"ai\.onnx::Relu of version 1 has"):
         operator("Relu")(lambda node, x: x)

@@ -34,21 +34,20 @@ class GeneralAttention:
 
     isa: Isa
     mask: Mask
-    causal: bool
     vectors: int
 
     @property
     def name(self) -> str:
-        seen = "causal" if self.causal else "full"
-        return f"general_attention_{self.isa.name}_{seen}_mask_{self.mask}_v{self.vectors}"
+        return f"general_attention_{self.isa.name}_mask_{self.mask}_v{self.vectors}"
 
     def build(self) -> Any:
         """A PrimFunc ``(query, key, value[, mask, batch_step, head_step], batch, queries, keys,
-        heads, kv_heads, head_dim, query_offset, key_offset, value_offset, scale, y)``.
+        reach, heads, kv_heads, head_dim, query_offset, key_offset, value_offset, scale, y)``.
 
         Activations are in lanes, ``[groups, features, 16]``. The mask is what `AttentionMask`
         makes, ``[planes, keys, padded queries or 1]``; a sequence's plane lies ``batch_step``
-        floats after the one before, a head's ``head_step``.
+        floats after the one before, a head's ``head_step``. Query ``i`` sees key ``j`` only if
+        ``j <= i + reach``: 0 is causal, the number of keys hides none.
         """
         return _Emitter(self).build()
 
@@ -64,7 +63,7 @@ class _Emitter(FlashTiles):
             self.groups, key_groups, value_groups = symbol(), symbol(), symbol()
             query_features, self.key_features, self.value_features = symbol(), symbol(), symbol()
             planes, mask_keys, self.padded = symbol(), symbol(), symbol()
-            names = ("batch", "queries", "keys", "heads", "kv_heads", "head_dim")
+            names = ("batch", "queries", "keys", "reach", "heads", "kv_heads", "head_dim")
             offsets = ("query_offset", "key_offset", "value_offset")
             self.query, self.key, self.value, self.mask, *rest = arguments(
                 Tensor("query", (self.groups, query_features, LANES)),
@@ -78,6 +77,7 @@ class _Emitter(FlashTiles):
                 Tensor("y", (self.groups, symbol(), LANES)),
             )
             self.batch_step, self.head_step, batch, self.queries, self.keys, *rest = rest
+            self.reach, *rest = rest
             heads, kv_heads, head_dim, offset, self.key_offset, self.value_offset, *rest = rest
             scale, self.y = rest
             # At least one: TVM's analyser would try a division by zero heads.
@@ -93,10 +93,7 @@ class _Emitter(FlashTiles):
         self.value_feature = bind((self.value_offset + kv_head * self.head_dim) * LANES)
         if self.mask is not None:
             self.mask_at = bind(sequence * self.batch_step + head * self.head_step)
-        end = self.keys
-        if self.spec.causal:
-            end = bind(T.min(end, self.first + self.tile))
-        return T.int64(0), end
+        return T.int64(0), bind(T.min(self.keys, self.first + self.tile + self.reach))
 
     def key_place(self, key: Expr) -> Expr:
         return place_in_lanes(self.key_token + key, self.key_features) + self.key_feature
@@ -111,8 +108,6 @@ class _Emitter(FlashTiles):
             score = score + load(self.mask, self.mask_at + key * self.padded + first, width)
         elif self.spec.mask == "keys":
             score = score + splat(self.mask[self.mask_at + key], width)
-        if self.spec.causal:
-            lanes = T.Ramp(first, T.int64(1), width) if width > 1 else first
-            hidden = T.Broadcast(key, width) > lanes if width > 1 else key > lanes
-            score = T.Select(hidden, splat(T.float32(float("-inf")), width), score)
-        return score
+        lanes = T.Ramp(first, T.int64(1), width)
+        hidden = T.Broadcast(key - self.reach, width) > lanes
+        return T.Select(hidden, splat(float("-inf"), width), score)

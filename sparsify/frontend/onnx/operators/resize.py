@@ -29,7 +29,7 @@ def upsample(node: Node, x: torch.Tensor, scales: np.ndarray) -> torch.Tensor:
 def _upsample(node: Node, x: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
     mode = node.get("mode", "nearest")
     sampling = Sampling("linear" if "linear" in mode else mode, "asymmetric", "floor")
-    sizes = [_floor(size * scale) for size, scale in zip(x.shape, scales, strict=True)]
+    sizes = [_scaled(size, scale) for size, scale in zip(x.shape, scales, strict=True)]
     return _resize(x, list(range(x.dim())), sizes, scales, [sampling] * x.dim())
 
 
@@ -45,7 +45,7 @@ def resize(
     lengths = [x.shape[a] for a in axes]
     if scales is not None and scales.size:
         factors = scales.tolist()
-        wanted = [_floor(n * f) for n, f in zip(lengths, factors, strict=True)]
+        wanted = [_scaled(n, f) for n, f in zip(lengths, factors, strict=True)]
     elif sizes is not None and sizes.size:
         wanted = [n if isinstance(n, torch.SymInt) else int(n) for n in sizes.flat]
         factors = [w / n for w, n in zip(wanted, lengths, strict=True)]
@@ -158,5 +158,6 @@ def _dynamic(x: torch.Tensor, changed: Sequence[Any]) -> torch.Tensor:
     return F.interpolate(x, size=sizes, mode=mode, align_corners=align)
 
 
-def _floor(size: Any) -> Any:
-    return math.floor(size)
+def _scaled(size: Any, scale: float) -> Any:
+    """A whole scale keeps a dynamic size a product of integers, which the back end can compute."""
+    return size * int(scale) if float(scale).is_integer() else math.floor(size * scale)

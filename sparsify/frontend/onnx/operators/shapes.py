@@ -149,8 +149,9 @@ def _parts(node: Node, size: Any, parts: np.ndarray | None) -> list[Any]:
 
 @operator("ConstantOfShape", since=9, host=("shape",))
 def constant_of_shape(node: Node, shape: np.ndarray) -> torch.Tensor:
-    value = node.get("value", torch.zeros(1))
-    return torch.full(to_list(shape), Constant(value).item(), dtype=value.dtype)
+    value = node.get("value")
+    fill, dtype = (0.0, torch.float32) if value is None else (Constant(value).item(), value.dtype)
+    return torch.full(to_list(shape), fill, dtype=dtype)
 
 
 @operator("Range", since=11, host=("start", "limit", "delta"))
