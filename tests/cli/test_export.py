@@ -72,7 +72,7 @@ def test_an_onnx_file_is_optimised(cli, tiny: str, tmp_path: Path) -> None:
     done = cli("optimize", dense, "-o", output, "--json")
     assert done.exit_code == 0, done.output
     nodes = json.loads(done.stdout)["nodes"]
-    assert {"sparsify.LinearBitmap", "sparsify.LayerNorm"} <= nodes.keys()
+    assert {"sparsify.LinearBitmapBiasGelu", "sparsify.LayerNorm"} <= nodes.keys()
     found, expected = (
         onnxruntime.InferenceSession(path).run(None, {"x": loaded.inputs[0].numpy()})[0]
         for path in (output, dense)

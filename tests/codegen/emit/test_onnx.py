@@ -204,6 +204,40 @@ def test_weights_are_stored_sparse_and_only_once(ours: Exported) -> None:
                    for w in ours.model.graph.initializer)  # fmt: skip
 
 
+class Tied(nn.Module):
+    """One sparse layer twice, and an embedding that is the head as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.layer = nn.Embedding(30, 40), nn.Linear(40, 40)
+        self.head = nn.Linear(40, 30, bias=False)
+        self.head.weight = self.embedding.weight
+        with torch.no_grad():
+            self.layer.weight *= torch.rand_like(self.layer.weight) > 0.8
+            for weight in self.parameters():
+                weight.copy_(weight.bfloat16())
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(self.layer(self.embedding(ids))))
+
+
+def test_shared_weights_are_stored_once_and_bfloat16_as_such(tmp_path: Path) -> None:
+    exported = Exported(Tied(), (torch.randint(0, 30, (2, 7)),), tmp_path / "tied.onnx")
+    kinds = {w.name: w.data_type for w in exported.model.graph.initializer if len(w.dims) <= 2}
+    assert kinds["layer.weight:bitmap.values"] == onnx.TensorProto.BFLOAT16
+    matrices = [w for w in exported.model.graph.initializer if sorted(w.dims) == [30, 40]]
+    assert [w.data_type for w in matrices] == [onnx.TensorProto.FLOAT]  # read by both
+    names = [node.name for node in exported.nodes("sparsify")]
+    assert names[:2] == ["layer", "layer_1"] and set(exported.summary.weights) == {
+        "layer",
+        exported.nodes("sparsify")[-1].name,
+    }
+    ids = torch.randint(0, 30, (3, 5))
+    assert error(exported.run(ids)[0], exported.program.run(ids)) <= TOLERANCE
+    onnx.checker.check_model(exported.path, full_check=True)
+
+
 def test_a_conv_net_exports(tmp_path: Path) -> None:
     exported = Exported(Pictures(), (torch.rand(2, 3, 32, 32),), tmp_path / "pictures.onnx")
     onnx.checker.check_model(exported.path, full_check=True)
