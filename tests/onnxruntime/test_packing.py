@@ -4,7 +4,6 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ _TABLE = """
 #include "library.h"
 const TiledKernels sell_kernels, dense_kernels;
 const double sell_nonzero_cycles, sell_sum_cycles, dense_weight_cycles;
+const double sell_rows_nonzero_cycles, sell_rows_group_cycles, dense_rows_weight_cycles;
+const int64_t few_tokens = 1, dense_rows_unit = 1;
 const int64_t sell_widest_block = 1, sell_window_rows = 1;
 """
 

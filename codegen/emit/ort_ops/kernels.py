@@ -11,6 +11,11 @@ from sparsify.codegen.kernels.cpu.gated import Gated
 from sparsify.codegen.kernels.cpu.general.attention import GeneralAttention, Mask
 from sparsify.codegen.kernels.cpu.general.dense import GeneralDense
 from sparsify.codegen.kernels.cpu.general.norm import GeneralNorm
+from sparsify.codegen.kernels.cpu.general.rows import (
+    FinishRows,
+    GeneralDenseRows,
+    GeneralSellRows,
+)
 from sparsify.codegen.kernels.cpu.general.sell import GeneralSell
 from sparsify.codegen.kernels.cpu.general.tiles import FromTiles, ToTiles
 from sparsify.codegen.kernels.cpu.linear import (
@@ -19,10 +24,11 @@ from sparsify.codegen.kernels.cpu.linear import (
     dense_vectors,
     sell_vectors,
 )
+from sparsify.codegen.kernels.cpu.linear_rows import DenseRowsKernels, SellRowsKernels
 from sparsify.codegen.kernels.cpu.rotary import Rotary
 from sparsify.codegen.operators.attention import query_vectors
 from sparsify.codegen.registry import Kernel
-from sparsify.layouts import PackedDense, Sell
+from sparsify.layouts import FEW_TOKENS, Dense, PackedDense, Sell
 from sparsify.ops import ACTIVATIONS
 
 _SELL = {True: Sell(8, 256, 384), False: Sell(4, 192, 384)}
@@ -61,6 +67,7 @@ def kernel_table(isa: Isa) -> Table:
     )
     dense = GeneralDense(isa, _DENSE.rows, dense_vectors(isa))
     _tiled(table, isa, "dense_kernels", dense, _DENSE.rows)
+    _few_tokens(table, isa, sell.rows)
     for kind in ("layer", "rms"):
         symbol = table.symbol(GeneralNorm(isa, kind))
         table.define(f"Kernel *const {kind}_norm_kernel", symbol)
@@ -85,6 +92,16 @@ def _tiled(
     )
 
 
+def _few_tokens(table: Table, isa: Isa, sell_rows: int) -> None:
+    finish = (FinishRows(isa, activation) for activation in ACTIVATIONS)
+    matrix = GeneralDenseRows(isa)
+    table.define("Kernel *const finish_rows_kernels[ACTIVATIONS]", table.symbols(finish))
+    table.define("Kernel *const sell_rows_kernel", table.symbol(GeneralSellRows(isa, sell_rows)))
+    table.define("Kernel *const dense_rows_kernel", table.symbol(matrix))
+    table.define("const int64_t few_tokens", str(FEW_TOKENS))
+    table.define("const int64_t dense_rows_unit", str(matrix.rows))
+
+
 def _attention(table: Table, isa: Isa) -> None:
     masks: tuple[Mask, ...] = ("none", "keys", "queries")
     kernels = (GeneralAttention(isa, mask, query_vectors(isa)) for mask in masks)
@@ -102,6 +119,9 @@ def _costs(table: Table, isa: Isa, sell: Sell) -> None:
     """The cost model's formulas, which are linear in the sizes, as their coefficients."""
     rows, columns = _SAMPLE
     sums = sell.groups(rows) * sell.rows * sell.blocks(columns)
+    gathers = Sell(sell.rows, columns, sell.window)
+    rows_empty = SellRowsKernels().cycles(isa, gathers, _SAMPLE, 0, 1)
+    rows_filled = SellRowsKernels().cycles(isa, gathers, _SAMPLE, rows * columns, 1)
     empty = SellKernels().cycles(isa, sell, _SAMPLE, 0, _TOKENS)
     filled = SellKernels().cycles(isa, sell, _SAMPLE, rows * columns, _TOKENS)
     dense = DenseKernels().cycles(isa, _DENSE, _SAMPLE, 0, _TOKENS)
@@ -109,6 +129,10 @@ def _costs(table: Table, isa: Isa, sell: Sell) -> None:
         "sell_nonzero_cycles": (filled - empty) / (rows * columns),
         "sell_sum_cycles": empty / sums,
         "dense_weight_cycles": dense / (rows * columns),
+        "sell_rows_nonzero_cycles": (rows_filled - rows_empty) / (rows * columns),
+        "sell_rows_group_cycles": rows_empty / gathers.groups(rows),
+        "dense_rows_weight_cycles": DenseRowsKernels().cycles(isa, Dense(), _SAMPLE, 0, 1)
+        / (rows * columns),
     }
     for name, value in coefficients.items():
         table.define(f"const double {name}", repr(float(value)))

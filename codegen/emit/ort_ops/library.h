@@ -126,6 +126,8 @@ typedef struct {
   int64_t rows;                                           /* of a group or panel */
 } TiledKernels;
 extern const TiledKernels sell_kernels, dense_kernels;
+extern Kernel *const sell_rows_kernel, *const dense_rows_kernel;
+extern Kernel *const finish_rows_kernels[ACTIVATIONS];
 extern Kernel *const layer_norm_kernel, *const rms_norm_kernel, *const rotary_kernel;
 extern Kernel *const gated_kernels[ACTIVATIONS];
 extern Kernel *const to_lanes_kernel, *const from_lanes_kernel;
@@ -134,6 +136,9 @@ extern Kernel *const mask_kernels[2];         /* of bool, of float */
 
 /* Cycles for 128 tokens: of a nonzero, of a sum that is stored once a K block, of a dense weight. */
 extern const double sell_nonzero_cycles, sell_sum_cycles, dense_weight_cycles;
+/* The same for a single token: of a nonzero, of a group of rows in a K block, of a dense weight. */
+extern const double sell_rows_nonzero_cycles, sell_rows_group_cycles, dense_rows_weight_cycles;
+extern const int64_t few_tokens, dense_rows_unit; /* up to so many tokens stay rows */
 extern const int64_t sell_widest_block, sell_window_rows;
 
 extern const char target_name[];

@@ -285,6 +285,10 @@ OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made) {
   double sell = (double)csr->nnz * sell_nonzero_cycles + (double)(rows * blocks) * sell_sum_cycles;
   double dense = (double)csr->rows * (double)csr->columns * dense_weight_cycles;
   made->sparse = sell <= dense;
+  double gathers = (double)csr->nnz * sell_rows_nonzero_cycles +
+                   (double)(rows / sell_kernels.rows * blocks) * sell_rows_group_cycles;
+  double dots = (double)csr->rows * (double)csr->columns * dense_rows_weight_cycles;
+  made->gathers = made->sparse && gathers <= dots;
   int failure;
   if (made->sparse) {
     int64_t chunks = (csr->rows + sell_window_rows / 2) / sell_window_rows;
@@ -295,6 +299,19 @@ OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made) {
     failure = pack_dense(csr, dense_kernels.rows, made);
   }
   return failure ? out_of_memory(api) : NULL;
+}
+
+OrtStatus *make_matrix(const OrtApi *api, const Csr *csr, Matrix *made) {
+  made->rows = share_of(csr->rows, 1, dense_rows_unit);
+  made->columns = share_of(csr->columns, 1, LANES);
+  size_t bytes = (size_t)(made->rows * made->columns) * sizeof *made->values;
+  made->values = allocate(bytes);
+  if (!made->values) return out_of_memory(api);
+  memset(made->values, 0, bytes);
+  for (int64_t row = 0; row < csr->rows; ++row)
+    for (int64_t i = csr->offsets[row]; i < csr->offsets[row + 1]; ++i)
+      made->values[row * made->columns + csr->column[i]] = csr->value[i];
+  return NULL;
 }
 
 void free_weight(Weight *weight) {
