@@ -23,8 +23,8 @@ Kernel *const gated_kernels[ACTIVATIONS], *const attention_kernels[3], *const ma
 Kernel *const to_lanes_kernel, *const from_lanes_kernel;
 Kernel *const sell_rows_kernel, *const dense_rows_kernel;
 Kernel *const finish_rows_kernels[ACTIVATIONS];
-const double sell_nonzero_cycles, sell_sum_cycles, dense_weight_cycles;
-const double sell_rows_nonzero_cycles, sell_rows_group_cycles, dense_rows_weight_cycles;
+const TileCosts few_costs, many_costs;
+const RowCosts row_costs;
 const int64_t few_tokens = 1, dense_rows_unit = 1;
 const int64_t sell_widest_block = 1, sell_window_rows = 1;
 Operator operators[1];

@@ -28,7 +28,7 @@ from sparsify.codegen.kernels.cpu.linear_rows import DenseRowsKernels, SellRowsK
 from sparsify.codegen.kernels.cpu.rotary import Rotary
 from sparsify.codegen.operators.attention import query_vectors
 from sparsify.codegen.registry import Kernel
-from sparsify.layouts import FEW_TOKENS, Dense, PackedDense, Sell
+from sparsify.layouts import FEW_TOKENS, LANES, Dense, PackedDense, Sell
 from sparsify.ops import ACTIVATIONS
 
 _SELL = {True: Sell(8, 256, 384), False: Sell(4, 192, 384)}
@@ -118,24 +118,35 @@ def _attention(table: Table, isa: Isa) -> None:
 def _costs(table: Table, isa: Isa, sell: Sell) -> None:
     """The cost model's formulas, which are linear in the sizes, as their coefficients."""
     rows, columns = _SAMPLE
-    sums = sell.groups(rows) * sell.rows * sell.blocks(columns)
-    gathers = Sell(sell.rows, columns, sell.window)
-    rows_empty = SellRowsKernels().cycles(isa, gathers, _SAMPLE, 0, 1)
-    rows_filled = SellRowsKernels().cycles(isa, gathers, _SAMPLE, rows * columns, 1)
-    empty = SellKernels().cycles(isa, sell, _SAMPLE, 0, _TOKENS)
-    filled = SellKernels().cycles(isa, sell, _SAMPLE, rows * columns, _TOKENS)
-    dense = DenseKernels().cycles(isa, _DENSE, _SAMPLE, 0, _TOKENS)
-    coefficients = {
-        "sell_nonzero_cycles": (filled - empty) / (rows * columns),
-        "sell_sum_cycles": empty / sums,
-        "dense_weight_cycles": dense / (rows * columns),
-        "sell_rows_nonzero_cycles": (rows_filled - rows_empty) / (rows * columns),
-        "sell_rows_group_cycles": rows_empty / gathers.groups(rows),
-        "dense_rows_weight_cycles": DenseRowsKernels().cycles(isa, Dense(), _SAMPLE, 0, 1)
-        / (rows * columns),
-    }
-    for name, value in coefficients.items():
-        table.define(f"const double {name}", repr(float(value)))
+    weights = rows * columns
+    groups = sell.groups(rows) * sell.blocks(columns)
+    sums = groups * sell.rows
+
+    def sell_cycles(nnz: int, tokens: int) -> float:
+        return SellKernels().cycles(isa, sell, _SAMPLE, nnz, tokens)
+
+    def gather_cycles(nnz: int, tokens: int) -> float:
+        return SellRowsKernels().cycles(isa, sell, _SAMPLE, nnz, tokens)
+
+    def matrix_cycles(tokens: int) -> float:
+        return DenseRowsKernels().cycles(isa, Dense(), _SAMPLE, 0, tokens) / weights
+
+    def dense_cycles(tokens: int) -> float:
+        return DenseKernels().cycles(isa, _DENSE, _SAMPLE, 0, tokens) / weights
+
+    tiled = []
+    for tokens in (LANES, _TOKENS):
+        empty, filled = sell_cycles(0, tokens), sell_cycles(weights, tokens)
+        nonzero = (filled - empty) / weights
+        tiled.append(f"{{{nonzero!r}, {empty / sums!r}, {dense_cycles(tokens)!r}}}")
+    table.define("const TileCosts few_costs", tiled[0])
+    table.define("const TileCosts many_costs", tiled[1])
+    one, two, none = (gather_cycles(*at) for at in ((weights, 1), (weights, 2), (0, 1)))
+    step = (two - one) / weights
+    fixed = (one - none) / weights - step
+    matrix = matrix_cycles(2) - matrix_cycles(1)
+    fields = (fixed, step, none / groups, matrix_cycles(1) - matrix, matrix)
+    table.define("const RowCosts row_costs", f"{{{', '.join(map(repr, fields))}}}")
     table.define("const int64_t sell_widest_block", str(sell.k_block))
     table.define("const int64_t sell_window_rows", str(sell.window))
 

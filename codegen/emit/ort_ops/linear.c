@@ -146,14 +146,14 @@ static OrtStatus *find_matrix(Linear *linear, OrtKernelContext *context, Matrix 
 
 /* Few tokens: rows stay rows. */
 static OrtStatus *multiply_rows(Linear *linear, OrtKernelContext *context, int64_t tokens,
-                                const float *x, const float *bias, const float *residual, float *y,
-                                float *scratch) {
+                                bool gathers, const float *x, const float *bias,
+                                const float *residual, float *y, float *scratch) {
   const OrtApi *api = linear->api;
   const Weight *weight = &linear->weight;
   int64_t rows = linear->rows, y_features = 1 + rows;
   float *y_rows = scratch;
   Call sums = {0};
-  if (weight->gathers) {
+  if (gathers) {
     const Sell *sell = &weight->sell;
     pass(&sums, x, F32, 2, tokens, linear->columns);
     pass(&sums, sell->starts, I32, 1, sell->entries);
@@ -175,7 +175,7 @@ static OrtStatus *multiply_rows(Linear *linear, OrtKernelContext *context, int64
     pass(&sums, matrix.values, F32, 2, matrix.rows, matrix.columns);
   }
   pass(&sums, y_rows, F32, 2, tokens, y_features);
-  TRY(run(api, context, weight->gathers ? sell_rows_kernel : dense_rows_kernel, &sums));
+  TRY(run(api, context, gathers ? sell_rows_kernel : dense_rows_kernel, &sums));
   Call finish = {0};
   pass(&finish, y_rows, F32, 2, tokens, y_features);
   pass(&finish, bias, F32, 1, rows);
@@ -242,8 +242,10 @@ static OrtStatus *compute(void *made, OrtKernelContext *context) {
       start = scratch;
     }
     const float *added = op->residual ? residual.data : NULL;
-    if (linear->constant && tokens <= few_tokens)
-      status = multiply_rows(linear, context, tokens, x.data, start, added, y,
+    FewTokens by = IN_TILES;
+    if (linear->constant && tokens <= few_tokens) by = few_tokens_by(weight, tokens);
+    if (by != IN_TILES)
+      status = multiply_rows(linear, context, tokens, by == BY_GATHERS, x.data, start, added, y,
                              scratch + bias_floats);
     else
       status = multiply(linear, weight, context, tokens, x.data, start, added, y,

@@ -27,7 +27,7 @@ typedef struct {
   Sell sell;
   int64_t panel_count; /* sparsify.layouts.PackedDense(rows), if not sparse */
   float *panels;
-  bool gathers; /* few tokens read SELL too */
+  int64_t nnz;
 } Weight;
 
 /* The matrix as few tokens read it, padded by zeros to whole units of rows and 16 columns. */
@@ -44,6 +44,11 @@ void free_csr(Csr *csr);
 /* Whichever layout the cost model expects to be faster. */
 OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made);
 void free_weight(Weight *weight);
+
+/* How so few tokens are computed fastest: in tiles like many, as rows by gathers from SELL, or as
+ * rows by the matrix. */
+typedef enum { IN_TILES, BY_GATHERS, BY_MATRIX } FewTokens;
+FewTokens few_tokens_by(const Weight *weight, int64_t tokens);
 
 OrtStatus *make_matrix(const OrtApi *api, const Csr *csr, Matrix *made);
 
