@@ -13,7 +13,7 @@ from sparsify.effects import is_written
 
 _DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
-    | {torch.bool}
+    | {torch.uint16, torch.uint32, torch.uint64, torch.bool}
 )
 
 

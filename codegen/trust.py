@@ -29,7 +29,11 @@ def untrusted_reason(node: fx.Node) -> str | None:
         return None
     for operand in node.all_input_nodes:
         dtype = getattr(operand.meta.get("val"), "dtype", None)
-        if dtype in (torch.float16, torch.bfloat16) or (dtype is not None and dtype.is_complex):
+        if (
+            dtype is not None
+            and (dtype.is_complex or dtype.is_floating_point)
+            and (dtype not in _FLOATS)
+        ):
             return f"{target} reads {dtype}, for which there are no kernels"
     if target in _NEVER:
         return f"{target}: {_NEVER[target]}"

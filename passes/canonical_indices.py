@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from sparsify.passes.canonical_types import cast
-from sparsify.passes.graph import Extent, arguments, aten, same, shape_of
+from sparsify.passes.graph import Extent, arguments, aten, operand, same, shape_of
 from sparsify.passes.iota import UNCHANGED, iota
 from sparsify.rewriter import Rewriter
 
@@ -138,6 +138,44 @@ def _is_non_negative(rewriter: Rewriter, index: fx.Node) -> bool:
 
 def _is_mask(index: fx.Node) -> bool:
     return index.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
+def part_of_cat(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """slice(cat([x, y], d), d, 0, size of x) -> x"""
+    if node.target != aten.slice.Tensor:
+        return None
+    options = arguments(node)
+    joined = options["self"]
+    if joined.target != aten.cat.default or options["step"] != 1:
+        return None
+    parts, dim = joined.args[0], arguments(joined)["dim"]
+    rank = len(shape_of(joined))
+    if dim % rank != options["dim"] % rank:
+        return None
+    sizes = [shape_of(part)[dim] if len(shape_of(part)) == rank else None for part in parts]
+    start = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if not isinstance(size, int):
+            return None
+        if (options["start"] or 0, options["end"]) == (start, start + size):
+            same_type = part.meta["val"].dtype == node.meta["val"].dtype
+            return part if same_type else None
+        start += size
+    return None
+
+
+def undone_unsqueeze(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """squeeze(unsqueeze(x, d), d) -> x"""
+    if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
+        return None
+    source, squeezed = operand(node), operand(node, 1)
+    if source.target != aten.unsqueeze.default:
+        return None
+    dims = squeezed if isinstance(squeezed, list | tuple) else [squeezed]
+    rank = len(shape_of(source))
+    if [d % rank for d in dims] != [operand(source, 1) % rank]:
+        return None
+    return operand(source)
 
 
 def cat_without_empties(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:

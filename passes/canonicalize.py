@@ -14,11 +14,13 @@ from sparsify.contracts import GraphPass, PassContext
 from sparsify.passes.canonical_indices import (
     cat_without_empties,
     index_leading,
+    part_of_cat,
     positive_index,
     positive_select,
     positive_slice,
     static_convolution_padding,
     static_squeeze,
+    undone_unsqueeze,
 )
 from sparsify.passes.canonical_types import (
     boolean_arithmetic,
@@ -119,6 +121,8 @@ def _returns_an_input(node: fx.Node, source: fx.Node) -> bool:
 
 RULES: tuple[Rule, ...] = (
     remove_identity,
+    part_of_cat,
+    undone_unsqueeze,
     positive_select,
     positive_slice,
     index_leading,
@@ -150,6 +154,8 @@ class Canonicalize(GraphPass):
     slice(x, d, -2)                               slice(x, d, size - 2)
     index(x, [None, i])                           permute(index(permute(x), [i]))
     cat([empty(0), x])                            cat([x])
+    slice(cat([x, y], d), d, 0, size of x)        x
+    squeeze(unsqueeze(x, d), d)                   x
     int tensor * 0.5                              float(int tensor) * 0.5
     cumsum(bool)                                  cumsum(int64(bool))
     any(int tensor)                               any(int tensor != 0)

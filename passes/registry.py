@@ -25,6 +25,7 @@ from sparsify.passes.fuse_rotary import FuseRotary
 from sparsify.passes.merge_projections import MergeProjections
 from sparsify.passes.partition import Partition
 from sparsify.passes.propagate_lanes import PropagateLanes
+from sparsify.passes.recompose import Recompose
 from sparsify.passes.select_layout import SelectLayout
 from sparsify.passes.simplify_masks import SimplifyMasks
 from sparsify.passes.simplify_views import SimplifyViews
@@ -34,6 +35,7 @@ PORTABLE: tuple[Pass, ...] = (
     Canonicalize(),
     SimplifyMasks(),
     FoldConstants(),
+    Recompose(),
     FuseNorm(),
     FuseRotary(),
     FuseAttention(),

@@ -84,11 +84,16 @@ def _entry(program: Program, largest: Sizes) -> ExportedEntry:
             f"export_c: entry {program.name!r}: result {lost[0]} is an input, a weight or a number "
             "that nothing computes; return it outside of the model"
         )
-    titles = dict(zip(names, _result_names(program), strict=True))
+    inputs = [name for name in plan.inputs if name in region.inputs]
+    outputs: dict[str, int] = {}
+    for index, (name, title) in enumerate(zip(names, _result_names(program), strict=True)):
+        place = region.outputs.index(str(name))
+        if place not in outputs.values():  # a result that comes twice is written once
+            outputs[title or f"output_{index}"] = place
     return ExportedEntry(
         region.program,
-        tuple(map(_c_name, region.inputs)),
-        tuple(titles[name] or f"output_{i}" for i, name in enumerate(region.outputs)),
+        {_c_name(str(name)): region.inputs.index(str(name)) for name in inputs},
+        outputs,
         _ranges(program, largest),
     )
 

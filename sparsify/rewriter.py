@@ -63,10 +63,12 @@ class Rewriter:
         return list(self.graph.nodes)
 
     def weight_of(self, node: object) -> torch.Tensor | None:
+        """The tensor behind a weight's input, None for any other node."""
         name = self.weight_name(node)
         return None if name is None else self._weights[name]
 
     def weight_name(self, node: object) -> str | None:
+        """The name of a weight in the store, by its input; None for any other node."""
         spec = self._specs.get(node.name) if isinstance(node, fx.Node) else None
         return spec.target if spec is not None and spec.kind == InputKind.PARAMETER else None
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def query_vectors(isa: Isa) -> int:
-    """Query tile of attention, in vectors: eight keys' scores must fit the registers beside it."""
+    """Query tile of attention, in vectors: the keys' scores must fit the registers beside it."""
     wide = {16: 2, 8: 1, 4: 4}[isa.vector]
     return wide if isa.registers >= 32 else max(1, wide // 2)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from sparsify.cli import options
 from sparsify.cli.compile import compile_loaded
 from sparsify.cli.console import command, show, show_json, step
-from sparsify.cli.models import load_to_compile
+from sparsify.cli.models import load_to_compile, quiet
 from sparsify.cli.onnx import OnnxOptions
 from sparsify.report import Decision, Report
 
@@ -99,7 +99,7 @@ def _report(
     if Path(model).suffix == ".sparsify":
         import sparsify
 
-        with step(f"loading {model}"):
+        with step(f"loading {model}"), quiet():
             return sparsify.load(model).report
     with step(f"loading {model}"):
         loaded = load_to_compile(model, batch, seq, onnx)

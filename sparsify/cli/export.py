@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from sparsify.cli import options
-from sparsify.cli.compile import compile_loaded
 from sparsify.cli.console import command, note, show, show_json, step
-from sparsify.cli.models import load_to_compile, quiet
+from sparsify.cli.models import quiet
+from sparsify.cli.onnx import OnnxOptions
+from sparsify.cli.source import Source
 
 
 @command
@@ -29,10 +30,7 @@ def export(
         bool,
         typer.Option("--c", help="A folder of C that needs neither Python nor TVM."),
     ] = False,
-    standard: Annotated[
-        bool,
-        typer.Option("--standard", help="With --onnx: standard operators only, and dense weights."),
-    ] = False,
+    standard: options.Standard = False,
     entry: Annotated[
         str | None,
         typer.Option(help="With --onnx: which entry of a language model.", show_default="prefill"),
@@ -57,47 +55,61 @@ def export(
     ] = None,
     batch: options.Batch = None,
     seq: options.Seq = None,
+    shape: options.Shape = None,
+    constant: options.Constant = None,
     as_json: options.Json = False,
 ) -> None:
     """Write MODEL, which may be a compiled .sparsify file, as an ONNX file or a folder of C."""
     if onnx == as_c:
         raise ValueError("say what to write: --onnx or --c")
-    given = {"--target": target, "--name": name, "--largest": largest}
+    given: dict[str, Any] = {"--target": target, "--name": name, "--largest": largest}
     if as_c:
         given = {"--standard": standard, "--entry": entry, "--json": as_json}
     for option, value in given.items():
         if value:
             raise ValueError(f"{option} applies to {'--onnx' if as_c else '--c'} only")
+    source = Source(model, batch, seq, OnnxOptions.of(shape, constant))
     if as_c:
-        _write_c(model, output, target, name or "model", largest or (), batch, seq)
+        _write_c(source, output, target, name or "model", largest or ())
         return
-    compiled = _compiled(model, batch, seq)
-    with step(f"writing {output}"), quiet():
-        chosen = {} if entry is None else {"entry": entry}
-        summary = compiled.export_onnx(output, standard=standard, **chosen)
+    summary = _write_onnx(source, output, standard, entry)
     if as_json:
         show_json({"model": model, "output": str(output), **summary.to_dict()})
     else:
         show(f"{output}: {summary}")
 
 
+def _write_onnx(source: Source, output: Path, standard: bool, entry: str | None) -> Any:
+    """A compiled model shows its target's decisions; another needs no kernels to be written."""
+    if source.is_compiled:
+        compiled = source.compiled()
+        chosen = {} if entry is None else {"entry": entry}
+        with step(f"writing {output}"), quiet():
+            return compiled.export_onnx(output, standard=standard, **chosen)
+    from sparsify.codegen.emit.onnx import export as write
+    from sparsify.report import Report
+
+    result = source.rewritten()
+    names = result.programs.names
+    entry = entry or names[0]
+    if entry not in names:
+        raise ValueError(f"the model has no entry {entry!r}, it has {', '.join(names)}")
+    with step(f"writing {output}"), quiet():
+        report = Report(result.decisions)
+        return write(result.programs[entry], report, output, standard=standard)
+
+
 def _write_c(
-    model: str,
-    output: Path,
-    target: str | None,
-    name: str,
-    largest: Iterable[str],
-    batch: int | None,
-    seq: int | None,
+    source: Source, output: Path, target: str | None, name: str, largest: Iterable[str]
 ) -> None:
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output}: is a file; name a folder to write into")
     shapes = dict(map(_shape, largest))
-    compiled = _compiled(model, batch, seq)
+    compiled = source.compiled()
     if not hasattr(compiled, "export_c"):
         raise ValueError(
-            f"{model} is a language model, whose cache exported C cannot hold; export a module "
-            "that takes all tokens at once, by module:factory"
+            f"{source.text} is a language model, whose cache exported C cannot hold; export a "
+            "module that takes all tokens at once, by module:factory"
         )
     with step(f"writing {output}"), quiet():
         compiled.export_c(output, target=target, name=name, largest=shapes)
@@ -109,18 +121,3 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not re.fullmatch(r"\d+(x\d+)*", sizes):
         raise ValueError(f"--largest {text!r}: write it as INPUT=SHAPE, such as x=1x128")
     return name, tuple(map(int, sizes.split("x")))
-
-
-def _compiled(model: str, batch: int | None, seq: int | None) -> Any:
-    """The model from its file, or compiled."""
-    if Path(model).suffix != ".sparsify":
-        with step(f"loading {model}"):
-            loaded = load_to_compile(model, batch, seq)
-        return compile_loaded(loaded)
-    import sparsify
-
-    for option, size in (("--batch", batch), ("--seq", seq)):
-        if size is not None:
-            raise ValueError(f"{model}: {option} does not apply to a compiled model")
-    with step(f"loading {model}"):
-        return sparsify.load(model)

@@ -15,6 +15,7 @@ from sparsify.cli.explain import explain
 from sparsify.cli.export import export
 from sparsify.cli.generate import generate
 from sparsify.cli.listings import passes, targets
+from sparsify.cli.optimize import optimize
 from sparsify.cli.prune import prune
 
 app = typer.Typer(
@@ -35,5 +36,5 @@ def options(
 
 app.command("compile")(compile_model)
 app.command("build-ort-ops")(build_ort_ops)
-for _command in (analyze, benchmark, prune, export, generate, explain, targets, passes):
+for _command in (analyze, benchmark, prune, export, optimize, generate, explain, targets, passes):
     app.command()(_command)

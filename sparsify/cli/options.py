@@ -42,4 +42,7 @@ Constant = Annotated[
         help="Value of an input of an ONNX file that then is none any more; may be repeated.",
     ),
 ]
+Standard = Annotated[
+    bool, typer.Option("--standard", help="In ONNX: standard operators only, and dense weights.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -1,8 +1,12 @@
 """sparsify export: what it writes, what it refuses."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from sparsify.cli.models import load_model, quiet
 
 
 def test_c_for_a_board(cli, tiny: str, tmp_path: Path) -> None:
@@ -39,3 +43,54 @@ def test_a_file_is_no_folder(cli, tiny: str, tmp_path: Path) -> None:
     done = cli("export", tiny, "--c", "-o", tmp_path / "file")
     assert done.exit_code == 2
     assert "is a file; name a folder" in done.stderr
+
+
+def test_onnx_for_any_onnx_runtime(cli, tiny: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    output = tmp_path / "tiny.onnx"
+    done = cli("export", tiny, "--onnx", "-o", output)
+    assert done.exit_code == 0, done.output
+    assert f"{output}: " in done.stdout
+    assert "weights of linears: 1 bitmap of float32, 1 dense of float32" in done.stdout
+    model = onnx.load(output)
+    assert [node.name for node in model.graph.node if node.domain == "sparsify"] == [
+        "up",
+        "down",
+        "norm",
+    ]
+
+
+def test_an_onnx_file_is_optimised(cli, tiny: str, tmp_path: Path) -> None:
+    """Written by torch for the dense model, rewritten, and the same numbers."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    output, dense = tmp_path / "out.onnx", tmp_path / "dense.onnx"
+    loaded = load_model(tiny)
+    with quiet():
+        torch.onnx.export(
+            loaded.module, loaded.inputs, dense, dynamo=True, opset_version=18, verbose=False
+        )
+    done = cli("optimize", dense, "-o", output, "--json")
+    assert done.exit_code == 0, done.output
+    nodes = json.loads(done.stdout)["nodes"]
+    assert {"sparsify.LinearBitmapBiasGelu", "sparsify.LayerNorm"} <= nodes.keys()
+    found, expected = (
+        onnxruntime.InferenceSession(path).run(None, {"x": loaded.inputs[0].numpy()})[0]
+        for path in (output, dense)
+    )
+    assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model.pt2", "-o", "x"), "is no .onnx file; other models go through 'sparsify export'"),
+        (("model.onnx", "-o", "x"), "model.onnx"),
+        (("model.onnx", "-o", "x", "--passes", "partition"), "partition: binds a program"),
+        (("model.onnx", "-o", "x", "--passes", "no_such"), "unknown pass 'no_such'"),
+        (("model.onnx", "-o", "x", "--verify", "all"), "must be shapes or numeric"),
+    ],
+)
+def test_what_optimize_refuses(cli, arguments: tuple[str, ...], message: str) -> None:
+    done = cli("optimize", *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr

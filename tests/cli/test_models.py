@@ -87,7 +87,8 @@ def test_a_language_model_from_a_factory_generates_unless_it_brings_inputs(
         "import torch\n"
         "from transformers import GPT2Config, GPT2LMHeadModel\n"
         "def alone():\n"
-        "    return GPT2LMHeadModel(GPT2Config(50, 32, 16, 1, 2))\n"
+        "    sizes = {'vocab_size': 50, 'n_embd': 16, 'n_layer': 1, 'n_head': 2}\n"
+        "    return GPT2LMHeadModel(GPT2Config(**sizes))\n"
         "def with_inputs():\n"
         "    return alone(), torch.ones(1, 4, dtype=torch.int64)\n"
     )

@@ -46,13 +46,13 @@ class ExportedEntry:
 
     Attributes:
         program: specialised, to be compiled in one piece.
-        inputs, outputs: C names, in the program's order.
+        inputs, outputs: places in the program by C name, in the order of the C functions.
         ranges: least and most value of each size that inputs bring, by its symbol's name.
     """
 
     program: Program
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
     ranges: Mapping[str, tuple[int, int]]
 
 
@@ -73,6 +73,8 @@ def write_archive(
     with target.tvm():
         module = tvm.transform.Sequential(kernel_passes(target))(lower(programs, target))
     codes = {entry: straighten(module, f"{name}_{entry}") for entry in entries}
+    for entry, each in entries.items():
+        codes[entry].arrange(tuple(each.inputs.values()), tuple(each.outputs.values()))
     weights = _Weights()
     places = {entry: weights.add(codes[entry], each.program) for entry, each in entries.items()}
     kernels = dict.fromkeys(kernel for code in codes.values() for kernel in code.kernels())
@@ -134,7 +136,8 @@ def _source(
     bounds = Bounds(code, {symbol: most for symbol, (_, most) in each.ranges.items()})
     arena = plan(code, bounds)
     least = {symbol: least for symbol, (least, _) in each.ranges.items()}
-    tables = Tabulator(code, bounds, arena, offsets).tables(each.inputs, each.outputs, least)
+    names = tuple(each.inputs), tuple(each.outputs)
+    tables = Tabulator(code, bounds, arena, offsets).tables(*names, least)
     return _Source(
         entry,
         tables,

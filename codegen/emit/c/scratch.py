@@ -66,7 +66,7 @@ def _bound_symbols(function: Any, call: Call, bounds: Bounds) -> Analyzer:
         if isinstance(operand, View):
             pairs = zip(parameter.shape, bounds.shape(operand), strict=True)
         else:
-            pairs = iter([(parameter, bounds.largest(operand))])
+            pairs = zip((parameter,), (bounds.largest(operand),), strict=True)
         for symbol, most in pairs:
             if isinstance(symbol, tvm.ir.Var) and symbol not in known:
                 known.add(symbol)

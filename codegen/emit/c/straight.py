@@ -83,6 +83,14 @@ class StraightCode:
         extents = [extent for view in self.inputs for extent in view.shape]
         return {extent.name: extent for extent in extents if isinstance(extent, tvm.ir.Var)}
 
+    def arrange(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Puts inputs and outputs in another order, given by their places in this one."""
+        self.inputs = [self.inputs[i] for i in inputs]
+        self.outputs = [self.outputs[i] for i in outputs]
+        for views in (self.inputs, self.outputs):
+            for index, view in enumerate(views):
+                view.storage.index = index
+
     def kernels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(call.kernel for call in self.calls if call.kernel))
 

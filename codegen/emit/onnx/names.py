@@ -135,10 +135,9 @@ def name_dimensions(model: ir.Model) -> None:
             symbol = getattr(extent, "value", None)
             if symbol is not None and symbol not in names and symbol.isidentifier():
                 names[symbol] = _axis_name(value, axis, set(names.values()))
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
-    if names:
-        for value in _values(model):
-            _rename(value, pattern, names)
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b" if names else r"(?!)")
+    for value in _values(model):
+        _rename(value, pattern, names)
 
 
 def _axis_name(value: ir.Value, axis: int, taken: set[str]) -> str:
@@ -163,10 +162,12 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 def _rename(value: ir.Value, symbols: re.Pattern[str], names: dict[str, str]) -> None:
     from onnxscript import ir
 
+    def renamed(extent: Any) -> Any:
+        if isinstance(extent, int) or extent.value is None:
+            return extent
+        text = symbols.sub(lambda found: names[found[0]], extent.value)
+        # A size that export specialised is still a symbol, whose name is the number.
+        return int(text) if text.isdigit() else ir.SymbolicDim(text)
+
     if value.shape is not None:
-        value.shape = ir.Shape(
-            extent
-            if isinstance(extent, int) or extent.value is None
-            else ir.SymbolicDim(symbols.sub(lambda found: names[found[0]], extent.value))
-            for extent in value.shape
-        )
+        value.shape = ir.Shape(map(renamed, value.shape))

@@ -41,6 +41,9 @@ from sparsify.layouts import PackedDense
 _AHEAD = 512
 """Floats of the panel stream between a prefetch and its use."""
 
+_CHAINS = 8
+"""Sums that keep two multiply-adds a cycle busy, each taking four cycles."""
+
 
 @dataclass(frozen=True)
 class DenseLinear:
@@ -108,23 +111,34 @@ class DenseTiles(ABC):
         with T.serial(i64(self.blocks)) as block:
             begin = bind(block * self.k_block)
             depth = bind(T.min(T.int64(self.k_block), i64(self.in_features) - begin))
-            with T.serial(panels) as panel:
-                self._panel(tile, bind(first + panel), block, begin, depth, x_base, y_base)
+            done: Expr | int = 0
+            for together in self._together(tile):
+                runs = bind(T.floordiv(panels - done, together))
+                with T.serial(runs) as run:
+                    panel = bind(first + (done + run * together))
+                    self._panels(tile, panel, together, block, begin, depth, x_base, y_base)
+                done = bind(done + runs * together)
         return first, panels
 
-    def _panel(
+    def _together(self, tile: LaneTile) -> tuple[int, ...]:
+        """Panels that advance at once: one's sums of a narrow tile would wait for each other."""
+        waiting = self.rows * tile.vectors < _CHAINS
+        return (2, 1) if waiting and 2 * self.rows <= self.isa.registers - 4 else (1,)
+
+    def _panels(
         self,
         tile: LaneTile,
         panel: Expr,
+        together: int,
         block: Expr,
         begin: Expr,
         depth: Expr,
         x_base: Expr,
         y_base: Expr,
     ) -> None:
-        width = self.isa.vector
+        width, rows = self.isa.vector, self.rows * together
         row = bind(panel * self.rows)
-        total = Registers(self.rows * tile.vectors, width)
+        total = Registers(rows * tile.vectors, width)
         y_at = bind(y_base + row * tile.pitch)
 
         def cell(r: int, v: int) -> Expr:
@@ -135,13 +149,13 @@ class DenseTiles(ABC):
             return T.min(row + r, i64(self.out_features) - 1) if self.ragged else row + r
 
         def from_bias() -> None:
-            for r in range(self.rows):
+            for r in range(rows):
                 start = bind(self.start(inside(r)))
                 for v in range(tile.vectors):
                     total[r * tile.vectors + v] = start
 
         def from_memory() -> None:
-            for r in range(self.rows):
+            for r in range(rows):
                 for v in range(tile.vectors):
                     at = y_base + inside(r) * tile.pitch + tile.step(v, self.out_features)
                     total[r * tile.vectors + v] = load(self.y, at, width)
@@ -149,14 +163,20 @@ class DenseTiles(ABC):
         choose(self.blocked, block == 0, from_bias, from_memory)
         w_at = bind((panel * self.in_features + begin) * self.rows)
         x_at = bind(x_base + begin * tile.pitch)
+
+        def at_panel(other: int) -> Expr:
+            return w_at + other * self.in_features * self.rows if other else w_at
+
         with T.serial(depth) as k:
-            prefetch(self.panels, w_at + k * self.rows + _AHEAD)
+            for other in range(together):
+                prefetch(self.panels, at_panel(other) + k * self.rows + _AHEAD)
             x = [
                 bind(load(self.x, x_at + k * tile.pitch + tile.step(v, self.in_features), width))
                 for v in range(tile.vectors)
             ]
-            for r in range(self.rows):
-                weight = bind(splat(self.panels[w_at + k * self.rows + r], width))
+            for r in range(rows):
+                at = at_panel(r // self.rows) + k * self.rows + r % self.rows
+                weight = bind(splat(self.panels[at], width))
                 for v in range(tile.vectors):
                     i = r * tile.vectors + v
                     total[i] = total[i] + weight * x[v]
@@ -169,7 +189,7 @@ class DenseTiles(ABC):
                         value = self.stored(value, cell(r, v))
                     store(self.y, cell(r, v), value, width)
 
-            for r in range(self.rows):
+            for r in range(rows):
                 if self.ragged:
                     with T.If(row + r < self.out_features), T.Then():
                         row_of(r)

@@ -40,9 +40,6 @@ from sparsify.codegen.kernels.cpu.simd import (
 from sparsify.layouts import LANES
 
 _KEY_BLOCK = 64
-_IN_REGISTERS = 8
-"""Keys (or features of the output) whose accumulators are held in registers together."""
-
 _LOWEST = -3e38
 """Below every score, masked or not, but for minus infinity."""
 
@@ -80,6 +77,8 @@ class FlashTiles(ABC):
         self.set_sizes(heads, features, offset, factor)
         self.width, self.vectors, self.tile = isa.vector, vectors, vectors * isa.vector
         self.value_step = value_step
+        # Keys, or features of the output, whose sums are held in half of the registers together.
+        self.together = max(1, isa.registers // 2 // vectors)
 
     def set_sizes(
         self,
@@ -222,8 +221,8 @@ class FlashTiles(ABC):
         new = Registers(vectors, width)
         for v in range(vectors):
             new[v] = self._maximum[v]
-        with T.serial(T.floordiv(count + (_IN_REGISTERS - 1), _IN_REGISTERS)) as group:
-            self._scores(begin, count, bind(group * _IN_REGISTERS), new)
+        with T.serial(T.floordiv(count + (self.together - 1), self.together)) as group:
+            self._scores(begin, count, bind(group * self.together), new)
         rescale = []
         for v in range(vectors):
             shift = (Vector(self._maximum[v], width) - Vector(new[v], width)).value
@@ -242,21 +241,21 @@ class FlashTiles(ABC):
     def _scores(self, begin: Expr, count: Expr, offset: Expr, new: Registers) -> None:
         vectors, width = self.vectors, self.width
         # Keys past the end repeat the last one: the maximum stands, and their rows are not read.
-        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(_IN_REGISTERS)]
+        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(self.together)]
         at = [bind(self.key_place(key)) for key in keys]
-        total = Registers(_IN_REGISTERS * vectors, width)
+        total = Registers(self.together * vectors, width)
         for i in range(len(total)):
             total[i] = splat(0.0, width)
         with T.serial(i64(self.head_dim)) as d:
             q = [bind(load(self._q, self._cell(d, v), width)) for v in range(vectors)]
-            for r in range(_IN_REGISTERS):
+            for r in range(self.together):
                 k = bind(splat(self.key[at[r] + d * LANES], width))
                 for v in range(vectors):
                     total[r * vectors + v] = total[r * vectors + v] + k * q[v]
-        for r in range(_IN_REGISTERS):
+        for r in range(self.together):
             for v in range(vectors):
                 store(self._weights, self._cell(offset + r, v), total[r * vectors + v], width)
-        with T.serial(T.int64(_IN_REGISTERS)) as r:
+        with T.serial(T.int64(self.together)) as r:
             key = bind(begin + T.min(offset + r, count - 1))
             for v in range(vectors):
                 at = self._cell(offset + r, v)
@@ -266,18 +265,18 @@ class FlashTiles(ABC):
 
     def _each_feature_group(self, body: Callable[[Expr, int], None]) -> None:
         if not isinstance(self.head_dim, int):
-            groups = bind(T.floordiv(self.head_dim, _IN_REGISTERS))
+            groups = bind(T.floordiv(self.head_dim, self.together))
             with T.serial(groups) as group:
-                body(bind(group * _IN_REGISTERS), _IN_REGISTERS)
-            with T.serial(self.head_dim - groups * _IN_REGISTERS) as feature:
-                body(bind(groups * _IN_REGISTERS + feature), 1)
+                body(bind(group * self.together), self.together)
+            with T.serial(self.head_dim - groups * self.together) as feature:
+                body(bind(groups * self.together + feature), 1)
             return
-        whole, rest = divmod(self.head_dim, _IN_REGISTERS)
+        whole, rest = divmod(self.head_dim, self.together)
         if whole:
             with T.serial(T.int64(whole)) as group:
-                body(bind(group * _IN_REGISTERS), _IN_REGISTERS)
+                body(bind(group * self.together), self.together)
         if rest:
-            body(T.int64(whole * _IN_REGISTERS), rest)
+            body(T.int64(whole * self.together), rest)
 
     def _accumulate(self, first: Expr, size: int, count: Expr, rescale: list[Expr]) -> None:
         vectors, width = self.vectors, self.width

@@ -72,7 +72,7 @@ def export(
     }
     try:
         with torch.no_grad():
-            return torch.export.export(module, (), named, dynamic_shapes=free)
+            return torch.export.export(module, tuple(examples), dynamic_shapes=free)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(

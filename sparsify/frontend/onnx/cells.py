@@ -59,7 +59,9 @@ class Rnn(Cell):
     """``f(x + h R + b)``."""
 
     def step(self, x: torch.Tensor, state: State, weights: Weights) -> State:
-        return (self.activations[0](self._clipped(x + F.linear(state[0], weights.h, weights.h_bias))),)
+        return (
+            self.activations[0](self._clipped(x + F.linear(state[0], weights.h, weights.h_bias))),
+        )
 
 
 class Gru(Cell):
@@ -76,7 +78,9 @@ class Gru(Cell):
             z, r = gate(self._clipped(x_gates + h_gates)).chunk(2, -1)
             h_candidate = r * h_candidate
         else:
-            bias = (None, None) if weights.h_bias is None else weights.h_bias.split([2 * size, size])
+            bias = (
+                (None, None) if weights.h_bias is None else weights.h_bias.split([2 * size, size])
+            )
             matrices = weights.h.split([2 * size, size])
             h_gates = F.linear(hidden, matrices[0], bias[0])
             z, r = gate(self._clipped(x_gates + h_gates)).chunk(2, -1)

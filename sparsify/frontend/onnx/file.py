@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.inliner
 import torch
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper

@@ -35,6 +35,9 @@ from typing import Any
 STANDARD = ""
 """The domain of the operators of ONNX itself, also written ``ai.onnx``."""
 
+MICROSOFT = "com.microsoft"
+"""The domain of the operators that ONNX Runtime adds."""
+
 
 def standard(domain: str) -> str:
     """One name for the domain of ONNX, which files write in two ways."""

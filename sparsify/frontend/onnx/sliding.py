@@ -102,7 +102,9 @@ class Windows:
         ends = []
         for i, (size, count) in enumerate(zip(sizes, self.counts(sizes), strict=True)):
             reach = (count - 1) * self.stride[i] + self.dilation[i] * (self.kernel[i] - 1) + 1
-            ends.append(max(reach - size - self.begin[i], self.end[i]) if self.ceil else self.end[i])
+            ends.append(
+                max(reach - size - self.begin[i], self.end[i]) if self.ceil else self.end[i]
+            )
         pads = [p for pair in zip(self.begin, ends, strict=True) for p in pair]
         if all(isinstance(p, int) and p == 0 for p in pads):
             return x

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import sparsify
 from sparsify.codegen.emit.onnx import OnnxSummary, export
 from sparsify.codegen.emit.onnx.weights import smallest
 from sparsify.frontend.causal_lm import import_causal_lm
@@ -203,6 +204,40 @@ def test_weights_are_stored_sparse_and_only_once(ours: Exported) -> None:
                    for w in ours.model.graph.initializer)  # fmt: skip
 
 
+class Tied(nn.Module):
+    """One sparse layer twice, and an embedding that is the head as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.layer = nn.Embedding(30, 40), nn.Linear(40, 40)
+        self.head = nn.Linear(40, 30, bias=False)
+        self.head.weight = self.embedding.weight
+        with torch.no_grad():
+            self.layer.weight *= torch.rand_like(self.layer.weight) > 0.8
+            for weight in self.parameters():
+                weight.copy_(weight.bfloat16())
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(self.layer(self.embedding(ids))))
+
+
+def test_shared_weights_are_stored_once_and_bfloat16_as_such(tmp_path: Path) -> None:
+    exported = Exported(Tied(), (torch.randint(0, 30, (2, 7)),), tmp_path / "tied.onnx")
+    kinds = {w.name: w.data_type for w in exported.model.graph.initializer if len(w.dims) <= 2}
+    assert kinds["layer.weight:bitmap.values"] == onnx.TensorProto.BFLOAT16
+    matrices = [w for w in exported.model.graph.initializer if sorted(w.dims) == [30, 40]]
+    assert [w.data_type for w in matrices] == [onnx.TensorProto.FLOAT]  # read by both
+    names = [node.name for node in exported.nodes("sparsify")]
+    assert names[:2] == ["layer", "layer_1"] and set(exported.summary.weights) == {
+        "layer",
+        exported.nodes("sparsify")[-1].name,
+    }
+    ids = torch.randint(0, 30, (3, 5))
+    assert error(exported.run(ids)[0], exported.program.run(ids)) <= TOLERANCE
+    onnx.checker.check_model(exported.path, full_check=True)
+
+
 def test_a_conv_net_exports(tmp_path: Path) -> None:
     exported = Exported(Pictures(), (torch.rand(2, 3, 32, 32),), tmp_path / "pictures.onnx")
     onnx.checker.check_model(exported.path, full_check=True)
@@ -292,6 +327,24 @@ def test_large_models_have_their_weights_beside_them(
     onnx.checker.check_model(path, full_check=True)
     inputs = words(2, 5)
     assert error(run(path, *inputs)[0], ours.program.run(*inputs)["hidden"]) <= TOLERANCE
+
+
+def test_a_compiled_model_shows_the_decisions_for_its_target(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 8)).eval()
+    with torch.no_grad():
+        model[0].weight *= torch.rand_like(model[0].weight) > 0.9
+    compiled = sparsify.compile(model, (torch.randn(32, 48),), num_threads=1)
+    compiled.export_onnx(tmp_path / "model.onnx")
+    node = onnx.load(tmp_path / "model.onnx").graph.node[0]
+    shown = {entry.key.removeprefix("sparsify."): entry.value for entry in node.metadata_props}
+    assert (node.op_type, shown["target"]) == ("LinearBitmapBiasTanh", compiled.report.target)
+    decision = next(d for d in compiled.report.final() if d.site == "0")
+    assert (shown["verdict"], shown["layout"]) == (decision.verdict, decision.layout)
+    x = torch.randn(5, 48)
+    assert error(run(tmp_path / "model.onnx", x)[0], compiled(x)) <= TOLERANCE
+    with pytest.raises(ValueError, match="no entry 'decode', it has forward"):
+        compiled.export_onnx(tmp_path / "model.onnx", entry="decode")
 
 
 def fraction(density: float) -> Callable[[int, int], torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -25,6 +26,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="Cases at a time.")] = 1,
     seconds: Annotated[float, typer.Option(help="A case that computes longer has failed.")] = 30.0,
     only: Annotated[int, typer.Option(help="Run so many cases, the same each time.")] = 0,
+    eager: Annotated[bool, typer.Option(help="Only import; PyTorch runs the program.")] = False,
     verbose: Annotated[bool, typer.Option(help="Print every case.")] = False,
     write: Annotated[bool, typer.Option(help="Write the list of those that fail.")] = False,
 ) -> None:
@@ -33,24 +35,22 @@ def main(
     if only:
         cases = sample(cases, only)
     started, outcomes = time.perf_counter(), {}
-    for case, outcome in Pool(check, jobs, seconds).run(cases):
+    for case, outcome in Pool(partial(check, eager=eager), jobs, seconds).run(cases):
         outcomes[case.name] = outcome
         if verbose or not outcome.passed:
             print(f"{case.name} {outcome}", flush=True)
     _print_summary(cases, outcomes, time.perf_counter() - started)
     failing = {name: outcome for name, outcome in outcomes.items() if not outcome.passed}
     if write:
-        if filter or only:
-            raise typer.BadParameter("the list is of all cases: leave out --filter and --only")
+        if filter or only or eager:
+            raise typer.BadParameter("the list is of all cases, compiled: give no other option")
         write_failing(failing)
     elif new := sorted(failing.keys() - read_failing().keys()):
         print(f"fail, and are not on the list of those that do: {', '.join(new)}")
         sys.exit(1)
 
 
-def _print_summary(
-    cases: tuple[Case, ...], outcomes: dict[str, Outcome], seconds: float
-) -> None:
+def _print_summary(cases: tuple[Case, ...], outcomes: dict[str, Outcome], seconds: float) -> None:
     counts = count_by_verdict(outcomes.values())
     passed = sum(outcome.passed for outcome in outcomes.values())
     print(f"{passed} of {len(outcomes)} pass, in {seconds:.0f} s:")

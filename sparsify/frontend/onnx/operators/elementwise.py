@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator as python
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ import torch
 
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.unsigned import signed
 from sparsify.frontend.onnx.values import SYMBOLIC, Constant, elementwise
 
 Operand = torch.Tensor | Constant
+_WRAPS_AROUND = "Add Sub Mul Equal BitwiseAnd BitwiseOr BitwiseXor BitwiseNot".split()
 
 
 def operand(node: Node, value: Operand, other: Operand) -> Any:
@@ -47,6 +49,7 @@ def _binary(
         constants=("a", "b"),
         on_sizes=None if on_sizes is None else lambda node, a, b: elementwise(on_sizes, a, b),
     )
+    @partial(signed, wraps_around=_WRAPS_AROUND)
     def run(node: Node, a: Operand, b: Operand) -> torch.Tensor:
         return compute(operand(node, a, b), operand(node, b, a))
 
@@ -93,6 +96,7 @@ _binary("BitwiseXor", python.xor)
 
 
 @operator("BitShift", since=11, constants=("a", "b"))
+@signed
 def bit_shift(node: Node, a: Operand, b: Operand) -> torch.Tensor:
     left, right = operand(node, a, b), operand(node, b, a)
     shift = python.lshift if node.require("direction") == "LEFT" else python.rshift
@@ -119,6 +123,7 @@ def _dtype(value: Operand) -> torch.dtype:
 @operator(
     "Mod", since=10, constants=("a", "b"), on_sizes=lambda n, a, b: elementwise(python.mod, a, b)
 )
+@signed
 def modulo(node: Node, a: Operand, b: Operand) -> torch.Tensor:
     """The sign of the divisor, or with ``fmod`` that of the dividend."""
     compute = torch.fmod if node.get("fmod", 0) else torch.remainder
@@ -157,6 +162,7 @@ def _variadic(name: str, compute: Callable[[Any, Any], Any], on_sizes: Any = Non
         if on_sizes is None
         else lambda n, *x: reduce(lambda a, b: elementwise(on_sizes, a, b), x),
     )
+    @signed
     def run(node: Node, *operands: Operand) -> torch.Tensor:
         tensors = sorted(operands, key=lambda x: isinstance(x, Constant))
         return reduce(lambda a, b: compute(a, operand(node, b, a)), tensors)
@@ -182,6 +188,7 @@ def mean(node: Node, *operands: torch.Tensor) -> torch.Tensor:
 
 def _unary(name: str, compute: Callable[[Any], Any], on_sizes: Any = None) -> None:
     @operator(name, on_sizes=None if on_sizes is None else lambda n, x: elementwise(on_sizes, x))
+    @partial(signed, wraps_around=_WRAPS_AROUND)
     def run(node: Node, x: torch.Tensor) -> torch.Tensor:
         return compute(x)
 

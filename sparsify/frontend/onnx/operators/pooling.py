@@ -31,8 +31,9 @@ def _windows(node: Node, x: torch.Tensor) -> Windows:
 
 def _is_plain(windows: Windows) -> bool:
     """Whether PyTorch's own pooling pads as ONNX does."""
-    halves = all(isinstance(p, int) and 2 * p <= k for p, k in zip(windows.begin, windows.kernel))
-    return windows.is_symmetric and halves
+    if not windows.is_symmetric:
+        return False
+    return all(2 * p <= k for p, k in zip(windows.begin, windows.kernel, strict=True))
 
 
 @operator("AveragePool")

@@ -16,10 +16,8 @@ from sparsify.frontend.onnx.quantities import (
     spread,
     without_zero,
 )
-from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.registry import MICROSOFT, Unsupported, operator
 from sparsify.frontend.onnx.tensors import torch_type
-
-MICROSOFT = "com.microsoft"
 
 
 @operator("QuantizeLinear", since=10)
@@ -54,8 +52,10 @@ def dequantize_linear(
     node: Node, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
 ) -> torch.Tensor:
     axis, block = node.get("axis", 1), node.get("block_size", 0)
-    dtype = torch_type(node.get("output_dtype", 0) or 1) if "output_dtype" in node.attributes else (
-        scale.dtype
+    dtype = (
+        torch_type(node.get("output_dtype", 0) or 1)
+        if "output_dtype" in node.attributes
+        else (scale.dtype)
     )
     if zero is not None:
         zero = None if zero.dtype.is_floating_point else spread(zero.float(), x, axis, block)

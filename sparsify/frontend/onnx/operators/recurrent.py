@@ -53,11 +53,15 @@ def recurrent(
         given = [s.transpose(0, 1) for s in given]
     zeros = x.new_zeros((len(directions), batch, hidden))
     count = 2 if node.operator == "LSTM" else 1
-    initial = [*given, *[zeros] * count][:count] if initial_h is not None else [
-        zeros,
-        *given,
-        *[zeros] * count,
-    ][:count]
+    initial = (
+        [*given, *[zeros] * count][:count]
+        if initial_h is not None
+        else [
+            zeros,
+            *given,
+            *[zeros] * count,
+        ][:count]
+    )
     outputs, last = [], []
     for d, reverse in enumerate(directions):
         weights = _weights(x_weight[d], h_weight[d], bias, peephole, d)

@@ -47,7 +47,7 @@ def resize(
         factors = scales.tolist()
         wanted = [_floor(n * f) for n, f in zip(lengths, factors, strict=True)]
     elif sizes is not None and sizes.size:
-        wanted = list(sizes.flat)
+        wanted = [n if isinstance(n, torch.SymInt) else int(n) for n in sizes.flat]
         factors = [w / n for w, n in zip(wanted, lengths, strict=True)]
         policy = node.get("keep_aspect_ratio_policy", "stretch")
         if policy != "stretch":

@@ -60,9 +60,7 @@ def _transform(
 
 
 @operator("DFT", since=17, host=("length",))
-def dft_by_attribute(
-    node: Node, x: torch.Tensor, length: np.ndarray | None = None
-) -> torch.Tensor:
+def dft_by_attribute(node: Node, x: torch.Tensor, length: np.ndarray | None = None) -> torch.Tensor:
     return _dft(node, x, length, node.get("axis", 1))
 
 
@@ -153,14 +151,14 @@ def mel_weight_matrix(
 ) -> torch.Tensor:
     count, length = int(bands), int(dft_length)
     low, high = (2595 * math.log10(1 + float(f) / 700) for f in (lowest, highest))
-    mel = np.arange(count + 2) * (high - low) / (count + 2) + low
+    mel = np.arange(count + 2) * ((high - low) / (count + 2)) + low
     bins = np.floor((length + 1) * (700 * (10 ** (mel / 2595) - 1)) / int(sample_rate))
     weights = np.zeros((length // 2 + 1, count))
     for i in range(count):
         left, centre, right = bins[i : i + 3].astype(int)
         if centre == left:
             weights[centre, i] = 1
-        for row in range(left, centre):
+        for row in range(left, centre + 1 if centre > left else left):
             weights[row, i] = (row - left) / (centre - left)
         for row in range(centre, right):
             weights[row, i] = (right - row) / (right - centre)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -9,6 +11,13 @@ from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def transposed_convolution(dims: int) -> Callable[..., torch.Tensor]:
+    """PyTorch's function over so many dims of places."""
+    if dims not in _TRANSPOSED:
+        raise Unsupported(f"{dims} dims of places")
+    return _TRANSPOSED[dims]
 
 
 @operator("ConvTranspose")
@@ -26,9 +35,7 @@ def conv_transpose(
         )
     ]
     begin, end = _transposed_pads(node, x, full, stride)
-    if dims not in _TRANSPOSED:
-        raise Unsupported(f"{dims} dims of places")
-    compute = _TRANSPOSED[dims]
+    compute = transposed_convolution(dims)
     # PyTorch takes away the same on both sides, so what is more on one side is cut off after.
     both = tuple(max(min(b, e), 0) for b, e in zip(begin, end, strict=True))
     fits = all(e < s or e < d for e, s, d in zip(extra, stride, dilation, strict=True))
@@ -37,9 +44,7 @@ def conv_transpose(
     y = compute(x, weight, bias, stride, both, given, group, dilation)
     rest = [
         amount
-        for b, e, p, g, more in reversed(
-            list(zip(begin, end, both, given, extra, strict=True))
-        )
+        for b, e, p, g, more in reversed(list(zip(begin, end, both, given, extra, strict=True)))
         for amount in (p - b, p - e + more - g)
     ]
     if not any(rest):
@@ -63,6 +68,9 @@ def _transposed_pads(
         pads = node.get("pads", (0,) * (2 * dims)) if auto_pad == "NOTSET" else (0,) * (2 * dims)
         return tuple(pads[:dims]), tuple(pads[dims:])
     total = [have - want for have, want in zip(full, shape[-dims:], strict=True)]
-    less = tuple(t // 2 for t in total)
-    more = tuple(t - t // 2 for t in total)
-    return (less, more) if auto_pad != "SAME_LOWER" else (more, less)
+    # What a shape wants beyond the full result is added at its end.
+    small = tuple(max(t, 0) // 2 for t in total)
+    large = tuple(t - s for t, s in zip(total, small, strict=True))
+    if auto_pad == "SAME_UPPER" or min(total) < 0:
+        return small, large
+    return large, small
