@@ -111,15 +111,11 @@ def test_a_weight_that_is_an_input_is_packed_at_each_call(
         assert np.allclose(y, (inputs["x"] @ weight.T + bias).numpy(), atol=1e-5)
 
 
-def test_inputs_need_no_alignment(
-    model: Callable[..., bytes], session: Callable[..., Any]
-) -> None:
+def test_inputs_need_no_alignment(model: Callable[..., bytes], session: Callable[..., Any]) -> None:
     weight, bias = sparse((40, 32), 0.3), torch.randn(40)
     name, attributes = linear(weight, "Bitmap", "Add")
     sizes = {"x": torch.empty(1, 32), "residual": torch.empty(1, 40)}
-    made = session(
-        model(name, {**sizes, "bias": bias, **stored(weight, "Bitmap")}, attributes, 2)
-    )
+    made = session(model(name, {**sizes, "bias": bias, **stored(weight, "Bitmap")}, attributes, 2))
     x, residual = (torch.randn(33 * n + 1)[1:].reshape(33, n) for n in (32, 40))
     (y,) = made.run(None, {"x": x.numpy(), "residual": residual.numpy()})
     assert np.allclose(y, (x @ weight.T + bias + residual).numpy(), atol=1e-4)

@@ -80,5 +80,3 @@ def test_a_damaged_weight_is_refused_when_the_session_is_made(
         ).SerializeToString()
         with pytest.raises(Exception, match="linear"):
             onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-

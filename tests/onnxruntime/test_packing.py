@@ -4,7 +4,6 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,9 @@ from sparsify.layouts import Csr, Sell
 _TABLE = """
 #include "library.h"
 const TiledKernels sell_kernels, dense_kernels;
-const double sell_nonzero_cycles, sell_sum_cycles, dense_weight_cycles;
+const TileCosts few_costs, many_costs;
+const RowCosts row_costs;
+const int64_t few_tokens = 1, dense_rows_unit = 1;
 const int64_t sell_widest_block = 1, sell_window_rows = 1;
 """
 

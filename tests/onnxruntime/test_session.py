@@ -20,9 +20,12 @@ _EMPTY_TABLE = """
 const TiledKernels sell_kernels, dense_kernels;
 Kernel *const layer_norm_kernel, *const rms_norm_kernel, *const rotary_kernel;
 Kernel *const gated_kernels[ACTIVATIONS], *const attention_kernels[3], *const mask_kernels[2];
-Kernel *const to_lanes_kernel, *const from_lanes_kernel, *const rows_kernel;
-Kernel *const epilogue_kernels[ACTIVATIONS];
-const double sell_nonzero_cycles, sell_sum_cycles, dense_weight_cycles;
+Kernel *const to_lanes_kernel, *const from_lanes_kernel;
+Kernel *const sell_rows_kernel, *const dense_rows_kernel;
+Kernel *const finish_rows_kernels[ACTIVATIONS];
+const TileCosts few_costs, many_costs;
+const RowCosts row_costs;
+const int64_t few_tokens = 1, dense_rows_unit = 1;
 const int64_t sell_widest_block = 1, sell_window_rows = 1;
 Operator operators[1];
 const size_t operator_count = 0;

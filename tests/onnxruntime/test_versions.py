@@ -32,7 +32,8 @@ given = dict(np.load(data))
 (y,) = session.run(None, {i.name: given[i.name] for i in session.get_inputs()})
 events = json.load(open(session.end_profiling()))
 ran = sorted({e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["args"]})
-print(json.dumps({"version": ort.__version__, "error": float(abs(y - given["y"]).max()), "ran": ran}))
+error = float(abs(y - given["y"]).max())
+print(json.dumps({"version": ort.__version__, "error": error, "ran": ran}))
 """
 
 

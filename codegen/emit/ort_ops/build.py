@@ -15,9 +15,9 @@ from sparsify.codegen.target import Target
 
 SOURCES = Path(__file__).parent
 _FLAGS = (
-    "-std=gnu11 -O2 -fPIC -shared -pthread -fvisibility=hidden -Wall -Wextra -Werror "
-    "-Wl,--no-undefined -s"
-).split()
+    *("-std=gnu11", "-O2", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
+    *("-Wall", "-Wextra", "-Werror", "-Wl,--no-undefined", "-s"),
+)
 _CPUID = ("avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi2")
 """Features that library.c asks the CPU for."""
 

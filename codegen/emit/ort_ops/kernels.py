@@ -11,6 +11,11 @@ from sparsify.codegen.kernels.cpu.gated import Gated
 from sparsify.codegen.kernels.cpu.general.attention import GeneralAttention, Mask
 from sparsify.codegen.kernels.cpu.general.dense import GeneralDense
 from sparsify.codegen.kernels.cpu.general.norm import GeneralNorm
+from sparsify.codegen.kernels.cpu.general.rows import (
+    FinishRows,
+    GeneralDenseRows,
+    GeneralSellRows,
+)
 from sparsify.codegen.kernels.cpu.general.sell import GeneralSell
 from sparsify.codegen.kernels.cpu.general.tiles import FromTiles, ToTiles
 from sparsify.codegen.kernels.cpu.linear import (
@@ -19,10 +24,11 @@ from sparsify.codegen.kernels.cpu.linear import (
     dense_vectors,
     sell_vectors,
 )
+from sparsify.codegen.kernels.cpu.linear_rows import DenseRowsKernels, SellRowsKernels
 from sparsify.codegen.kernels.cpu.rotary import Rotary
 from sparsify.codegen.operators.attention import query_vectors
 from sparsify.codegen.registry import Kernel
-from sparsify.layouts import PackedDense, Sell
+from sparsify.layouts import FEW_TOKENS, LANES, Dense, PackedDense, Sell
 from sparsify.ops import ACTIVATIONS
 
 _SELL = {True: Sell(8, 256, 384), False: Sell(4, 192, 384)}
@@ -61,6 +67,7 @@ def kernel_table(isa: Isa) -> Table:
     )
     dense = GeneralDense(isa, _DENSE.rows, dense_vectors(isa))
     _tiled(table, isa, "dense_kernels", dense, _DENSE.rows)
+    _few_tokens(table, isa, sell.rows)
     for kind in ("layer", "rms"):
         symbol = table.symbol(GeneralNorm(isa, kind))
         table.define(f"Kernel *const {kind}_norm_kernel", symbol)
@@ -85,6 +92,16 @@ def _tiled(
     )
 
 
+def _few_tokens(table: Table, isa: Isa, sell_rows: int) -> None:
+    finish = (FinishRows(isa, activation) for activation in ACTIVATIONS)
+    matrix = GeneralDenseRows(isa)
+    table.define("Kernel *const finish_rows_kernels[ACTIVATIONS]", table.symbols(finish))
+    table.define("Kernel *const sell_rows_kernel", table.symbol(GeneralSellRows(isa, sell_rows)))
+    table.define("Kernel *const dense_rows_kernel", table.symbol(matrix))
+    table.define("const int64_t few_tokens", str(FEW_TOKENS))
+    table.define("const int64_t dense_rows_unit", str(matrix.rows))
+
+
 def _attention(table: Table, isa: Isa) -> None:
     masks: tuple[Mask, ...] = ("none", "keys", "queries")
     kernels = (GeneralAttention(isa, mask, query_vectors(isa)) for mask in masks)
@@ -101,17 +118,35 @@ def _attention(table: Table, isa: Isa) -> None:
 def _costs(table: Table, isa: Isa, sell: Sell) -> None:
     """The cost model's formulas, which are linear in the sizes, as their coefficients."""
     rows, columns = _SAMPLE
-    sums = sell.groups(rows) * sell.rows * sell.blocks(columns)
-    empty = SellKernels().cycles(isa, sell, _SAMPLE, 0, _TOKENS)
-    filled = SellKernels().cycles(isa, sell, _SAMPLE, rows * columns, _TOKENS)
-    dense = DenseKernels().cycles(isa, _DENSE, _SAMPLE, 0, _TOKENS)
-    coefficients = {
-        "sell_nonzero_cycles": (filled - empty) / (rows * columns),
-        "sell_sum_cycles": empty / sums,
-        "dense_weight_cycles": dense / (rows * columns),
-    }
-    for name, value in coefficients.items():
-        table.define(f"const double {name}", repr(float(value)))
+    weights = rows * columns
+    groups = sell.groups(rows) * sell.blocks(columns)
+    sums = groups * sell.rows
+
+    def sell_cycles(nnz: int, tokens: int) -> float:
+        return SellKernels().cycles(isa, sell, _SAMPLE, nnz, tokens)
+
+    def gather_cycles(nnz: int, tokens: int) -> float:
+        return SellRowsKernels().cycles(isa, sell, _SAMPLE, nnz, tokens)
+
+    def matrix_cycles(tokens: int) -> float:
+        return DenseRowsKernels().cycles(isa, Dense(), _SAMPLE, 0, tokens) / weights
+
+    def dense_cycles(tokens: int) -> float:
+        return DenseKernels().cycles(isa, _DENSE, _SAMPLE, 0, tokens) / weights
+
+    tiled = []
+    for tokens in (LANES, _TOKENS):
+        empty, filled = sell_cycles(0, tokens), sell_cycles(weights, tokens)
+        nonzero = (filled - empty) / weights
+        tiled.append(f"{{{nonzero!r}, {empty / sums!r}, {dense_cycles(tokens)!r}}}")
+    table.define("const TileCosts few_costs", tiled[0])
+    table.define("const TileCosts many_costs", tiled[1])
+    one, two, none = (gather_cycles(*at) for at in ((weights, 1), (weights, 2), (0, 1)))
+    step = (two - one) / weights
+    fixed = (one - none) / weights - step
+    matrix = matrix_cycles(2) - matrix_cycles(1)
+    fields = (fixed, step, none / groups, matrix_cycles(1) - matrix, matrix)
+    table.define("const RowCosts row_costs", f"{{{', '.join(map(repr, fields))}}}")
     table.define("const int64_t sell_widest_block", str(sell.k_block))
     table.define("const int64_t sell_window_rows", str(sell.window))
 

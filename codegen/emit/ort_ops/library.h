@@ -126,14 +126,26 @@ typedef struct {
   int64_t rows;                                           /* of a group or panel */
 } TiledKernels;
 extern const TiledKernels sell_kernels, dense_kernels;
+extern Kernel *const sell_rows_kernel, *const dense_rows_kernel;
+extern Kernel *const finish_rows_kernels[ACTIVATIONS];
 extern Kernel *const layer_norm_kernel, *const rms_norm_kernel, *const rotary_kernel;
 extern Kernel *const gated_kernels[ACTIVATIONS];
 extern Kernel *const to_lanes_kernel, *const from_lanes_kernel;
 extern Kernel *const attention_kernels[3]; /* no mask, one by key, one by query too */
 extern Kernel *const mask_kernels[2];         /* of bool, of float */
 
-/* Cycles for 128 tokens: of a nonzero, of a sum that is stored once a K block, of a dense weight. */
-extern const double sell_nonzero_cycles, sell_sum_cycles, dense_weight_cycles;
+/* Cycles in tiles: of a nonzero, of a sum in a K block, of a weight if all are multiplied. */
+typedef struct {
+  double nonzero, sum, weight;
+} TileCosts;
+extern const TileCosts few_costs, many_costs; /* up to 16 tokens; 128 */
+/* Cycles of rows: of a nonzero that is gathered, once and for each token; of a group of rows in a K
+ * block; of a weight of the matrix, once and for each token. */
+typedef struct {
+  double nonzero, nonzero_token, group, weight, weight_token;
+} RowCosts;
+extern const RowCosts row_costs;
+extern const int64_t few_tokens, dense_rows_unit; /* up to so many tokens stay rows */
 extern const int64_t sell_widest_block, sell_window_rows;
 
 extern const char target_name[];

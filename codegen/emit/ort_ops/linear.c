@@ -1,5 +1,6 @@
 /* Linear...: y = activation(x @ W.T + bias) + residual. */
 
+#include <pthread.h>
 #include <string.h>
 
 #include "weight.h"
@@ -11,6 +12,8 @@ typedef struct {
   bool constant; /* whether the weight was packed when the kernel was made */
   Weight weight;
   float *bias; /* aligned; zeros where there is none */
+  pthread_mutex_t mutex;
+  Matrix matrix; /* made by the first call of few tokens that reads no SELL */
 } Linear;
 
 static size_t weight_inputs(Storage storage) {
@@ -21,6 +24,8 @@ static void destroy(void *made) {
   Linear *linear = made;
   free_weight(&linear->weight);
   release(linear->bias);
+  release(linear->matrix.values);
+  pthread_mutex_destroy(&linear->mutex);
   release(linear);
 }
 
@@ -51,7 +56,7 @@ static OrtStatus *create(const Operator *op, const OrtApi *api, const OrtKernelI
                          void **made) {
   Linear *linear = allocate(sizeof *linear);
   if (!linear) return out_of_memory(api);
-  *linear = (Linear){.op = op, .api = api};
+  *linear = (Linear){.op = op, .api = api, .mutex = PTHREAD_MUTEX_INITIALIZER};
   OrtStatus *status = ORT(api, KernelInfoGetAttribute_int64)(info, "out_features", &linear->rows);
   if (!status)
     status = ORT(api, KernelInfoGetAttribute_int64)(info, "in_features", &linear->columns);
@@ -114,6 +119,72 @@ static OrtStatus *multiply(const Linear *linear, const Weight *weight, OrtKernel
   return NULL;
 }
 
+/* The weight's tensors as inputs of this call. */
+static OrtStatus *weight_of(const Linear *linear, OrtKernelContext *context, Tensor *tensors) {
+  for (size_t i = 0; i < weight_inputs(linear->op->storage); ++i)
+    TRY(input_of(linear->api, context, 1 + i, &tensors[i]));
+  return NULL;
+}
+
+static OrtStatus *find_matrix(Linear *linear, OrtKernelContext *context, Matrix *found) {
+  pthread_mutex_lock(&linear->mutex);
+  OrtStatus *status = NULL;
+  if (!linear->matrix.values) {
+    Tensor tensors[3];
+    Csr csr = {0};
+    status = weight_of(linear, context, tensors);
+    if (!status)
+      status = read_weight(linear->api, linear->op->storage, tensors, linear->rows,
+                           linear->columns, &csr);
+    if (!status) status = make_matrix(linear->api, &csr, &linear->matrix);
+    free_csr(&csr);
+  }
+  *found = linear->matrix;
+  pthread_mutex_unlock(&linear->mutex);
+  return status;
+}
+
+/* Few tokens: rows stay rows. */
+static OrtStatus *multiply_rows(Linear *linear, OrtKernelContext *context, int64_t tokens,
+                                bool gathers, const float *x, const float *bias,
+                                const float *residual, float *y, float *scratch) {
+  const OrtApi *api = linear->api;
+  const Weight *weight = &linear->weight;
+  int64_t rows = linear->rows, y_features = 1 + rows;
+  float *y_rows = scratch;
+  Call sums = {0};
+  if (gathers) {
+    const Sell *sell = &weight->sell;
+    pass(&sums, x, F32, 2, tokens, linear->columns);
+    pass(&sums, sell->starts, I32, 1, sell->entries);
+    pass(&sums, sell->outputs, I32, 1, sell->slots);
+    pass(&sums, sell->columns, I64, 1, sell->stream);
+    pass(&sums, sell->values, F32, 1, sell->tail);
+    pass_integer(&sums, sell->k_block);
+    pass_integer(&sums, sell->window / sell->rows);
+  } else {
+    Matrix matrix = {0};
+    TRY(find_matrix(linear, context, &matrix));
+    y_features = 1 + matrix.rows;
+    float *padded = scratch + (tokens * y_features + 15) / 16 * 16;
+    memset(padded, 0, (size_t)(tokens * matrix.columns) * sizeof *padded);
+    for (int64_t t = 0; t < tokens; ++t)
+      memcpy(padded + t * matrix.columns, x + t * linear->columns,
+             (size_t)linear->columns * sizeof *padded);
+    pass(&sums, padded, F32, 2, tokens, matrix.columns);
+    pass(&sums, matrix.values, F32, 2, matrix.rows, matrix.columns);
+  }
+  pass(&sums, y_rows, F32, 2, tokens, y_features);
+  TRY(run(api, context, gathers ? sell_rows_kernel : dense_rows_kernel, &sums));
+  Call finish = {0};
+  pass(&finish, y_rows, F32, 2, tokens, y_features);
+  pass(&finish, bias, F32, 1, rows);
+  pass(&finish, y, F32, 2, tokens, rows);
+  TRY(run(api, context, finish_rows_kernels[linear->op->activation], &finish));
+  if (residual) add(y, residual, tokens * rows);
+  return NULL;
+}
+
 static OrtStatus *check(const Linear *linear, const Tensor *x, const Tensor *bias,
                         const Tensor *residual) {
   if (x->dims < 1 || x->extent[x->dims - 1] != linear->columns)
@@ -133,7 +204,7 @@ static OrtStatus *check(const Linear *linear, const Tensor *x, const Tensor *bia
 }
 
 static OrtStatus *compute(void *made, OrtKernelContext *context) {
-  const Linear *linear = made;
+  Linear *linear = made;
   const Operator *op = linear->op;
   const OrtApi *api = linear->api;
   size_t next = 1 + weight_inputs(op->storage);
@@ -152,9 +223,8 @@ static OrtStatus *compute(void *made, OrtKernelContext *context) {
   OrtStatus *status = NULL;
   if (!linear->constant) {
     Tensor tensors[3];
-    for (size_t i = 0; i < weight_inputs(op->storage); ++i)
-      TRY(input_of(api, context, 1 + i, &tensors[i]));
-    status = pack(linear, tensors, &own);
+    status = weight_of(linear, context, tensors);
+    if (!status) status = pack(linear, tensors, &own);
   }
   const Weight *weight = linear->constant ? &linear->weight : &own;
   int64_t groups = (tokens + 15) / 16, padding = dense_kernels.rows + 1;
@@ -171,8 +241,15 @@ static OrtStatus *compute(void *made, OrtKernelContext *context) {
       memcpy(scratch, bias.data, (size_t)linear->rows * sizeof *scratch);
       start = scratch;
     }
-    status = multiply(linear, weight, context, tokens, x.data, start,
-                      op->residual ? residual.data : NULL, y, scratch + bias_floats);
+    const float *added = op->residual ? residual.data : NULL;
+    FewTokens by = IN_TILES;
+    if (linear->constant && tokens <= few_tokens) by = few_tokens_by(weight, tokens);
+    if (by != IN_TILES)
+      status = multiply_rows(linear, context, tokens, by == BY_GATHERS, x.data, start, added, y,
+                             scratch + bias_floats);
+    else
+      status = multiply(linear, weight, context, tokens, x.data, start, added, y,
+                        scratch + bias_floats);
   }
   give_back(scratch);
   free_weight(&own);

@@ -8,10 +8,10 @@ from sparsify.ops import ACTIVATIONS
 from sparsify.ops.onnx import ONNX_OPERATORS, OnnxOperator
 
 FUNCTION_BODIES = {
-    "kv_append": "it copies the cache, in and out, and takes as long as that copy either way",
-    "paged_attention": "the cache is a tensor that goes in and out of every step: its copy dominates",
-    "to_lanes": "no exported file holds it: files hold portable programs",
-    "from_lanes": "no exported file holds it: files hold portable programs",
+    "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
+    "paged_attention": "it reads the cache that kv_append copies; language models need state",
+    "to_lanes": "exported files hold portable programs, which have no lanes",
+    "from_lanes": "exported files hold portable programs, which have no lanes",
 }
 """Families that the library does not serve, with the reason; their function bodies run."""
 

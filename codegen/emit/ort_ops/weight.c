@@ -278,13 +278,42 @@ static int64_t share_of(int64_t whole, int64_t parts, int64_t unit) {
   return (share + unit - 1) / unit * unit;
 }
 
+static int64_t blocks_of(int64_t columns) {
+  return (columns + sell_widest_block - 1) / sell_widest_block;
+}
+
+/* Cycles in tiles, by SELL or by dense panels. */
+static double tile_cycles(const TileCosts *costs, const Weight *weight, bool sparse) {
+  if (!sparse) return (double)weight->rows * (double)weight->columns * costs->weight;
+  int64_t sums = share_of(weight->rows, 1, sell_kernels.rows) * blocks_of(weight->columns);
+  return (double)weight->nnz * costs->nonzero + (double)sums * costs->sum;
+}
+
+FewTokens few_tokens_by(const Weight *weight, int64_t tokens) {
+  /* What the formulas leave out: to tiles and back, and a matrix that the caches do not hold. */
+  enum { FEATURE_CYCLES = 8, NEAR_BYTES = 1 << 20, BYTES_PER_CYCLE = 12 };
+  double count = (double)tokens, weights = (double)weight->rows * (double)weight->columns;
+  double tiles = tile_cycles(&few_costs, weight, weight->sparse) +
+                 (double)(weight->rows + weight->columns) * FEATURE_CYCLES;
+  double matrix = weights * (row_costs.weight + count * row_costs.weight_token);
+  double bytes = weights * sizeof(float);
+  if (bytes > NEAR_BYTES && matrix < bytes / BYTES_PER_CYCLE) matrix = bytes / BYTES_PER_CYCLE;
+  double gathers = tiles + matrix;
+  if (weight->sparse) {
+    double groups =
+        (double)(share_of(weight->rows, 1, sell_kernels.rows) / sell_kernels.rows) *
+        (double)blocks_of(weight->columns);
+    gathers = (double)weight->nnz * (row_costs.nonzero + count * row_costs.nonzero_token) +
+              groups * row_costs.group;
+  }
+  if (gathers <= matrix && gathers <= tiles) return BY_GATHERS;
+  return matrix <= tiles ? BY_MATRIX : IN_TILES;
+}
+
 OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made) {
-  *made = (Weight){.rows = csr->rows, .columns = csr->columns};
-  int64_t blocks = (csr->columns + sell_widest_block - 1) / sell_widest_block;
-  int64_t rows = share_of(csr->rows, 1, sell_kernels.rows);
-  double sell = (double)csr->nnz * sell_nonzero_cycles + (double)(rows * blocks) * sell_sum_cycles;
-  double dense = (double)csr->rows * (double)csr->columns * dense_weight_cycles;
-  made->sparse = sell <= dense;
+  *made = (Weight){.rows = csr->rows, .columns = csr->columns, .nnz = csr->nnz};
+  int64_t blocks = blocks_of(csr->columns);
+  made->sparse = tile_cycles(&many_costs, made, true) <= tile_cycles(&many_costs, made, false);
   int failure;
   if (made->sparse) {
     int64_t chunks = (csr->rows + sell_window_rows / 2) / sell_window_rows;
@@ -295,6 +324,19 @@ OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made) {
     failure = pack_dense(csr, dense_kernels.rows, made);
   }
   return failure ? out_of_memory(api) : NULL;
+}
+
+OrtStatus *make_matrix(const OrtApi *api, const Csr *csr, Matrix *made) {
+  made->rows = share_of(csr->rows, 1, dense_rows_unit);
+  made->columns = share_of(csr->columns, 1, LANES);
+  size_t bytes = (size_t)(made->rows * made->columns) * sizeof *made->values;
+  made->values = allocate(bytes);
+  if (!made->values) return out_of_memory(api);
+  memset(made->values, 0, bytes);
+  for (int64_t row = 0; row < csr->rows; ++row)
+    for (int64_t i = csr->offsets[row]; i < csr->offsets[row + 1]; ++i)
+      made->values[row * made->columns + csr->column[i]] = csr->value[i];
+  return NULL;
 }
 
 void free_weight(Weight *weight) {

@@ -27,7 +27,14 @@ typedef struct {
   Sell sell;
   int64_t panel_count; /* sparsify.layouts.PackedDense(rows), if not sparse */
   float *panels;
+  int64_t nnz;
 } Weight;
+
+/* The matrix as few tokens read it, padded by zeros to whole units of rows and 16 columns. */
+typedef struct {
+  int64_t rows, columns;
+  float *values;
+} Matrix;
 
 /* Reads `tensors`, those of the storage in the order of the domain's operators. */
 OrtStatus *read_weight(const OrtApi *api, Storage storage, const Tensor *tensors, int64_t rows,
@@ -37,6 +44,13 @@ void free_csr(Csr *csr);
 /* Whichever layout the cost model expects to be faster. */
 OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made);
 void free_weight(Weight *weight);
+
+/* How so few tokens are computed fastest: in tiles like many, as rows by gathers from SELL, or as
+ * rows by the matrix. */
+typedef enum { IN_TILES, BY_GATHERS, BY_MATRIX } FewTokens;
+FewTokens few_tokens_by(const Weight *weight, int64_t tokens);
+
+OrtStatus *make_matrix(const OrtApi *api, const Csr *csr, Matrix *made);
 
 int pack_sell(const Csr *csr, int64_t rows, int64_t k_block, int64_t window, Sell *made);
 void free_sell(Sell *sell);

@@ -68,11 +68,77 @@ class DenseRowsLinear:
         return _Emitter(self).build()
 
 
-class _Emitter(RowKernel):
+class DenseRowTiles:
+    """Emits the sums of a unit of rows.
+
+    Attributes:
+        unit: output rows that share a load of activations.
+        in_features, y_features: features of a token of ``x`` and of ``y``; those of ``y`` begin at
+            ``y_first``. Sizes known only at run time are whole steps and whole units.
+        out_features: known now, or None.
+        x, matrix, y: the kernel's arguments.
+    """
+
+    isa: Isa
+    unit: int
+    x: Expr
+    matrix: Expr
+    y: Expr
+    in_features: Expr | int
+    y_features: Expr | int
+    y_first: int = 0
+    out_features: int | None
+
+    def tile(self, row: Expr, token: Expr, count: int) -> None:
+        """The unit's rows, as many at once as have registers for ``count`` tokens."""
+        rows = max(1, min(self.unit, self.isa.registers // 2 // count))
+        for r in range(0, self.unit, rows):
+            self._rows(bind(row + r), rows, token, count)
+
+    def _rows(self, row: Expr, rows: int, token: Expr, count: int) -> None:
+        width, features = self.isa.vector, self.in_features
+        inside, left_rows = [row + r for r in range(rows)], None
+        if self.out_features is not None and self.out_features % self.unit:
+            inside = [T.min(r, T.int64(self.out_features - 1)) for r in inside]
+            left_rows = self.out_features - row
+        w_at = [bind(r * features) for r in inside]
+        x_at = [bind((token + t) * features) for t in range(count)]
+        total = Registers(rows * count, width)
+        total.clear()
+        distance = ahead(token, _AHEAD, self.unit * features)
+        known = isinstance(features, int)
+        whole = T.int64(features // _STEP) if known else T.floordiv(features, _STEP)
+        with T.serial(whole) as step:
+            column = bind(step * _STEP)
+            for at in w_at:
+                prefetch(self.matrix, at + column + distance)
+            self._step(total, [at + column for at in w_at], [at + column for at in x_at], _STEP)
+        if known and (left := features % _STEP):
+            begin = features - left
+            self._step(total, [at + begin for at in w_at], [at + begin for at in x_at], left)
+        for t in range(count):
+            sums = lane_sums([total[r * count + t] for r in range(rows)], width)
+            offset = bind((token + t) * self.y_features + self.y_first + row)
+            store_rows(self.y, offset, sums, rows, left_rows)
+
+    def _step(self, total: Registers, w_at: list[Expr], x_at: list[Expr], columns: int) -> None:
+        width, count = self.isa.vector, len(x_at)
+        for v in range(0, columns, width):
+            x = [bind(ragged_load(self.x, at + v, columns - v, width)) for at in x_at]
+            for r, at in enumerate(w_at):
+                weight = bind(ragged_load(self.matrix, at + v, columns - v, width))
+                for t in range(count):
+                    total[r * count + t] = total[r * count + t] + weight * x[t]
+
+
+class _Emitter(DenseRowTiles, RowKernel):
     spec: DenseRowsLinear
 
     def __init__(self, spec: DenseRowsLinear) -> None:
-        super().__init__(spec, spec.rows)
+        RowKernel.__init__(self, spec, spec.rows)
+        self.isa, self.unit = spec.isa, spec.rows
+        self.in_features, self.y_features = spec.in_features, spec.out_features
+        self.out_features = spec.out_features
 
     def weight(self) -> tuple[Tensor, ...]:
         return (Tensor("weight", (self.spec.out_features, self.spec.in_features)),)
@@ -83,43 +149,3 @@ class _Emitter(RowKernel):
     def place(self, unit: Expr) -> Expr:
         """The first row."""
         return unit * self.spec.rows
-
-    def tile(self, row: Expr, token: Expr, count: int) -> None:
-        """The unit's rows, as many at once as have registers for ``count`` tokens."""
-        rows = max(1, min(self.spec.rows, self.spec.isa.registers // 2 // count))
-        for r in range(0, self.spec.rows, rows):
-            self._rows(bind(row + r), rows, token, count)
-
-    def _rows(self, row: Expr, rows: int, token: Expr, count: int) -> None:
-        spec, width = self.spec, self.spec.isa.vector
-        ragged = spec.out_features % spec.rows != 0
-        last = T.int64(spec.out_features - 1)
-        inside = [T.min(row + r, last) if ragged else row + r for r in range(rows)]
-        w_at = [bind(r * spec.in_features) for r in inside]
-        x_at = [bind((token + t) * spec.in_features) for t in range(count)]
-        total = Registers(rows * count, width)
-        total.clear()
-        distance = ahead(token, _AHEAD, spec.rows * spec.in_features)
-        whole = spec.in_features // _STEP
-        with T.serial(T.int64(whole)) as step:
-            column = bind(step * _STEP)
-            for at in w_at:
-                prefetch(self.matrix, at + column + distance)
-            self._step(total, [at + column for at in w_at], [at + column for at in x_at], _STEP)
-        if left := spec.in_features - whole * _STEP:
-            begin = whole * _STEP
-            self._step(total, [at + begin for at in w_at], [at + begin for at in x_at], left)
-        for t in range(count):
-            sums = lane_sums([total[r * count + t] for r in range(rows)], width)
-            offset = bind((token + t) * spec.out_features + row)
-            left_rows = spec.out_features - row if ragged else None
-            store_rows(self.y, offset, sums, rows, left_rows)
-
-    def _step(self, total: Registers, w_at: list[Expr], x_at: list[Expr], columns: int) -> None:
-        width, count = self.spec.isa.vector, len(x_at)
-        for v in range(0, columns, width):
-            x = [bind(ragged_load(self.x, at + v, columns - v, width)) for at in x_at]
-            for r, at in enumerate(w_at):
-                weight = bind(ragged_load(self.matrix, at + v, columns - v, width))
-                for t in range(count):
-                    total[r * count + t] = total[r * count + t] + weight * x[t]

@@ -68,50 +68,48 @@ class SellRowsLinear:
         return _Emitter(self).build()
 
 
-class _Emitter(RowKernel):
-    spec: SellRowsLinear
+class SellRowTiles:
+    """Emits the sums of one group of rows in a K block.
 
-    def __init__(self, spec: SellRowsLinear) -> None:
-        super().__init__(spec, spec.layout.window)
-        self.rows = spec.layout.rows
-        self.blocks = spec.layout.blocks(spec.in_features)
-        self.groups = spec.layout.groups(spec.out_features)
-        width = spec.isa.vector
-        self.steps = width // self.rows if width % self.rows == 0 else 1
+    Attributes:
+        rows, k_block, blocks: the layout's, and K blocks of in_features.
+        in_features, y_features: features of a token of ``x`` and of ``y``; those of ``y`` begin at
+            ``y_first``.
+        ragged: the last group may have slots without a row, whose output is -1.
+        x, starts, outputs, columns, values, y: the kernel's arguments.
+    """
+
+    isa: Isa
+    x: Expr
+    starts: Expr
+    outputs: Expr
+    columns: Expr
+    values: Expr
+    y: Expr
+    in_features: Expr | int
+    y_features: Expr | int
+    y_first: int = 0
+    k_block: Expr | int
+    blocks: Expr | int
+
+    def set_rows(self, isa: Isa, rows: int, ragged: bool) -> None:
+        self.isa, self.rows, self.ragged = isa, rows, ragged
+        self.steps = isa.vector // rows if isa.vector % rows == 0 else 1
         """Steps that one vector takes."""
-        self.narrow = math.gcd(self.rows, width)
+        self.narrow = math.gcd(rows, isa.vector)
         """Lanes of a vector that takes a part of one step, or a whole one."""
 
-    def weight(self) -> tuple[Tensor, ...]:
-        return sell_tensors(self.spec.layout, self.spec.out_features, self.spec.in_features)
-
-    def take(self, *packed: Expr) -> None:
-        self.starts, self.outputs, self.columns, self.values = packed
-
-    def sums(self, first: Expr, units: Expr, row: Expr, rows: Expr) -> None:
-        """K block by K block, whose activations stay in cache."""
-        group = bind(T.floordiv(row, self.rows))
-        groups = bind(T.floordiv(rows + (self.rows - 1), self.rows))
-        with T.serial(T.int64(self.blocks)) as block, T.serial(groups) as i:
-            entry = bind(block * self.groups + group + i)
-            token_tiles(
-                self.tokens,
-                self.spec.tokens,
-                lambda token, count: self._entry(block, entry, token, count),
-            )
-
-    def _entry(self, block: Expr, entry: Expr, token: Expr, count: int) -> None:
-        spec = self.spec
+    def entry(self, block: Expr, entry: Expr, token: Expr, count: int) -> None:
         begin = bind(i64(self.starts[entry]))
         steps = bind(i64(self.starts[entry + 1]) - begin)
-        k_block = block * spec.layout.k_block
-        x_at = [bind((token + t) * spec.in_features + k_block) for t in range(count)]
+        k_block = block * self.k_block
+        x_at = [bind((token + t) * self.in_features + k_block) for t in range(count)]
         wide = T.floordiv(steps, self.steps)
         parts = self.rows // self.narrow
         single = Registers(parts * count, self.narrow)
         single.clear()
         if self.steps > 1:
-            several = Registers(count, spec.isa.vector)
+            several = Registers(count, self.isa.vector)
             several.clear()
             with T.serial(wide) as i:
                 self._multiply(several, bind((begin + i * self.steps) * self.rows), x_at)
@@ -140,7 +138,7 @@ class _Emitter(RowKernel):
         columns = T.Cast(f"int32x{width}", T.reinterpret(f"uint16x{width}", bind(packed)))
         columns = bind(T.shift_right(columns, T.Broadcast(T.int32(LANES.bit_length() - 1), width)))
         for t, at in enumerate(x_at):
-            x = gather(self.spec.isa, self.x, at, columns, width)
+            x = gather(self.isa, self.x, at, columns, width)
             total[first + t] = total[first + t] + values * x
 
     def _store(self, block: Expr, entry: Expr, total: Registers, token: Expr, count: int) -> None:
@@ -149,19 +147,54 @@ class _Emitter(RowKernel):
 
         def put(add: bool) -> None:
             for t in range(count):
-                base = bind((token + t) * self.spec.out_features)
+                base = bind((token + t) * self.y_features + self.y_first)
                 for r, row in enumerate(rows):
                     part, lane = divmod(r, self.narrow)
                     value = total.lane((part * count + t) * self.narrow + lane)
                     offset = base + row
-                    if self.spec.out_features % self.rows:
+                    if self.ragged:
                         with T.If(row >= 0), T.Then():
                             store(self.y, offset, self.y[offset] + value if add else value, 1)
                     else:
                         store(self.y, offset, self.y[offset] + value if add else value, 1)
 
         assert parts * count == len(total)
-        choose(self.blocks > 1, block == 0, lambda: put(False), lambda: put(True))
+        choose(
+            not isinstance(self.blocks, int) or self.blocks > 1,
+            block == 0,
+            lambda: put(False),
+            lambda: put(True),
+        )
+
+
+class _Emitter(SellRowTiles, RowKernel):
+    spec: SellRowsLinear
+
+    def __init__(self, spec: SellRowsLinear) -> None:
+        RowKernel.__init__(self, spec, spec.layout.window)
+        layout = spec.layout
+        self.set_rows(spec.isa, layout.rows, spec.out_features % layout.rows != 0)
+        self.in_features, self.y_features = spec.in_features, spec.out_features
+        self.k_block, self.blocks = layout.k_block, layout.blocks(spec.in_features)
+        self.groups = layout.groups(spec.out_features)
+
+    def weight(self) -> tuple[Tensor, ...]:
+        return sell_tensors(self.spec.layout, self.spec.out_features, self.spec.in_features)
+
+    def take(self, *packed: Expr) -> None:
+        self.starts, self.outputs, self.columns, self.values = packed
+
+    def sums(self, first: Expr, units: Expr, row: Expr, rows: Expr) -> None:
+        """K block by K block, whose activations stay in cache."""
+        group = bind(T.floordiv(row, self.rows))
+        groups = bind(T.floordiv(rows + (self.rows - 1), self.rows))
+        with T.serial(i64(self.blocks)) as block, T.serial(groups) as i:
+            entry = bind(block * self.groups + group + i)
+            token_tiles(
+                self.tokens,
+                self.spec.tokens,
+                lambda token, count: self.entry(block, entry, token, count),
+            )
 
 
 def gather(isa: Isa, buffer: Expr, base: Expr, index: Expr, width: int) -> Expr:

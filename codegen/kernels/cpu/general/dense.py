@@ -1,6 +1,7 @@
-"""Dense linear of any shape in wide tiles, weight in panels; see `sparsify.codegen.kernels.cpu.dense`.
+"""Dense linear of any shape in wide tiles, weight in panels.
 
-It makes sums alone: whoever turns the tiles into rows adds the epilogue.
+The loops are those of `sparsify.codegen.kernels.cpu.dense`. It makes sums alone: whoever turns the
+tiles into rows adds the epilogue.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Sparse linear of any shape in wide tiles, weight in SELL; see `sparsify.codegen.kernels.cpu.sell`.
+"""Sparse linear of any shape in wide tiles, weight in SELL.
 
-K blocks and chunks are arguments, so that one kernel serves every choice of them. It makes sums
-alone: whoever turns the tiles into rows adds the epilogue.
+The loops are those of `sparsify.codegen.kernels.cpu.sell`. K blocks and chunks are arguments, so
+that one kernel serves every choice of them. It makes sums alone: whoever turns the tiles into rows
+adds the epilogue.
 """
 
 from __future__ import annotations

@@ -62,13 +62,12 @@ class ToTiles:
 
             def square(first: Expr, at: Expr, pitch: int, feature: Expr, count: int) -> None:
                 stack = T.alloc_buffer((width * count,), "float32", scope="global")
-                with T.serial(T.int64(width)) as i:
-                    with T.If(first + i < tokens):
-                        with T.Then():
-                            value = load(x, (first + i) * features + feature, count)
-                            store(stack, i * count, value, count)
-                        with T.Else():
-                            store(stack, i * count, splat(0.0, count), count)
+                with T.serial(T.int64(width)) as i, T.If(first + i < tokens):
+                    with T.Then():
+                        value = load(x, (first + i) * features + feature, count)
+                        store(stack, i * count, value, count)
+                    with T.Else():
+                        store(stack, i * count, splat(0.0, count), count)
                 if count > 1:
                     _transpose(stack, width)
                 with T.serial(T.int64(count)) as i:
