@@ -12,7 +12,7 @@ from sparsify.frontend.onnx.registry import Unsupported
 from sparsify.frontend.onnx.values import Constant, untraced
 
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-_ORDERED = frozenset("Less LessOrEqual Greater GreaterOrEqual Max Min".split())
+_ORDERED = frozenset(["Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Max", "Min"])
 _HIGHEST = torch.iinfo(torch.int64).min
 
 

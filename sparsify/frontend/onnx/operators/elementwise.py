@@ -20,7 +20,16 @@ from sparsify.frontend.onnx.unsigned import signed
 from sparsify.frontend.onnx.values import SYMBOLIC, Constant, elementwise
 
 Operand = torch.Tensor | Constant
-_WRAPS_AROUND = "Add Sub Mul Equal BitwiseAnd BitwiseOr BitwiseXor BitwiseNot".split()
+_WRAPS_AROUND = [
+    "Add",
+    "Sub",
+    "Mul",
+    "Equal",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "BitwiseNot",
+]
 
 
 def operand(node: Node, value: Operand, other: Operand) -> Any:
