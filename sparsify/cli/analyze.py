@@ -54,9 +54,9 @@ def analyze(
     if imposed is not None:
         shapes = list(dict.fromkeys((tuple(s["shape"]), s["tokens"]) for s in sites))
         timed: dict[Any, Imposed] = {}
-        for shape, count in shapes:
-            with step(f"timing {shape[0]}x{shape[1]} at {imposed:.0%}"), quiet():
-                timed[shape, count] = impose(shape, count, imposed, target, threads)
+        for size, count in shapes:
+            with step(f"timing {size[0]}x{size[1]} at {imposed:.0%}"), quiet():
+                timed[size, count] = impose(size, count, imposed, target, threads)
         for site in sites:
             site["imposed"] = timed[tuple(site["shape"]), site["tokens"]].to_dict()
     record = {

@@ -64,5 +64,6 @@ def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
 def to_onnx(tensor: torch.Tensor, name: str) -> onnx.TensorProto:
     """A tensor as an initializer of this name."""
     made = onnx.TensorProto(name=name, dims=tensor.shape, data_type=onnx_type(tensor.dtype))
-    made.raw_data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    if tensor.numel():
+        made.raw_data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return made

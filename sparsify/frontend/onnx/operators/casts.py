@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ def cast_like(node: Node, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _to(x: torch.Tensor, dtype: torch.dtype, node: Node) -> torch.Tensor:
     if dtype.itemsize == 1 and dtype.is_floating_point and node.get("saturate", 1):
         x = _saturated(x, dtype)
+    elif dtype == torch.float8_e4m3fn:
+        # PyTorch saturates; what rounds to more than the largest, 448, is no number.
+        x = torch.where(x.abs() > 464, math.nan, x)
     return x.to(dtype)
 
 

@@ -20,9 +20,7 @@ def causal_conv_with_state(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each channel ``[batch, channels, length]`` with its own taps; also the last inputs."""
     before = weight.shape[-1] - 1
-    if past is None:
-        past = x.new_zeros(x.shape[0], x.shape[1], before)
-    joined = torch.cat([past, x], -1)
+    joined = F.pad(x, [before, 0]) if past is None else torch.cat([past, x], -1)
     y = F.conv1d(joined, weight, bias, groups=x.shape[1])
     activation = node.get("activation", "none")
     if activation not in ("none", "", "silu", "swish"):

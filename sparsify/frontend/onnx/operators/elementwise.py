@@ -20,7 +20,7 @@ from sparsify.frontend.onnx.unsigned import signed
 from sparsify.frontend.onnx.values import SYMBOLIC, Constant, elementwise
 
 Operand = torch.Tensor | Constant
-_WRAPS_AROUND = [
+_WRAPS_AROUND = (
     "Add",
     "Sub",
     "Mul",
@@ -29,7 +29,7 @@ _WRAPS_AROUND = [
     "BitwiseOr",
     "BitwiseXor",
     "BitwiseNot",
-]
+)
 
 
 def operand(node: Node, value: Operand, other: Operand) -> Any:
@@ -249,6 +249,8 @@ def clip(node: Node, x: torch.Tensor, lowest: Any = None, highest: Any = None) -
     """Bounds are attributes up to version 10, inputs from 11 on."""
     low = node.get("min") if lowest is None else lowest.item()
     high = node.get("max") if highest is None else highest.item()
+    if low is not None and high is not None and low > high:
+        low = high  # the upper bound is applied last
     if low is None and high is None:
         return x
     if low == 0 and high is None:

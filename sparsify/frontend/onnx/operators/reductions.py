@@ -63,10 +63,20 @@ def _extreme(largest: bool) -> Reduction:
 
     def run(x: torch.Tensor, dims: list[int], keep: bool) -> torch.Tensor:
         if x.dtype == torch.bool:
-            return compute(x.int(), dims, keep).bool()
+            return run(x.to(torch.uint8), dims, keep).bool()
+        if any(isinstance(size, int) and size == 0 for size in x.shape):
+            return torch.full_like(_sum(x, dims, keep), _neutral(x.dtype, largest))
         return compute(x, dims, keep)
 
     return run
+
+
+def _neutral(dtype: torch.dtype, largest: bool) -> float | int:
+    """The extreme of nothing."""
+    if dtype.is_floating_point:
+        return float("-inf") if largest else float("inf")
+    info = torch.iinfo(dtype)
+    return info.min if largest else info.max
 
 
 def _l2(x: torch.Tensor, dims: list[int], keep: bool) -> torch.Tensor:

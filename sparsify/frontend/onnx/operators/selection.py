@@ -115,7 +115,7 @@ def cumulative_product(node: Node, x: torch.Tensor, axis: np.ndarray) -> torch.T
     if node.get("exclusive", 0):
         one = torch.ones_like(x.narrow(dim, 0, 1))
         x = torch.cat([one, x.narrow(dim, 0, x.shape[dim] - 1)], dim)
-    y = torch.cumprod(x, dim, dtype=x.dtype)
+    y = torch.cumprod(x, dim).to(x.dtype)
     return y.flip(dim) if node.get("reverse", 0) else y
 
 
