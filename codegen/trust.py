@@ -102,7 +102,9 @@ def _variance(node: fx.Node, options: dict[str, Any]) -> str | None:
 
 def _product(node: fx.Node, options: dict[str, Any]) -> str | None:
     dtype = node.meta["val"].dtype
-    return None if dtype in _FLOATS else f"the importer multiplies {dtype} matrices as float32"
+    return (
+        None if dtype == torch.float32 else f"the importer multiplies {dtype} matrices as float32"
+    )
 
 
 def _ramp(node: fx.Node, options: dict[str, Any]) -> str | None:
@@ -187,6 +189,7 @@ _CHECKS: dict[Any, Check] = {
     aten.pow.Tensor_Tensor: _integer_power,
     aten.var.correction: _variance,
     aten.std.correction: _variance,
+    aten.linear.default: _product,
     aten.matmul.default: _product,
     aten.mm.default: _product,
     aten.bmm.default: _product,

@@ -46,7 +46,7 @@ class Recompose(GraphPass):
                 made = next(filter(None, (rule(rewriter, node) for rule in _RULES)), None)
             if made is None:
                 continue
-            operator = made.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
+            operator = made.target._schema.name.split("::")[-1]
             rewriter.replace(node, made)
             erase_dead(rewriter, node)
             reason = "computed by several operators; they become the one"
@@ -63,7 +63,7 @@ def _biased(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
             continue
         options = arguments(product)
         constant = isinstance(bias, fx.Node) and rewriter.weight_of(bias) is not None
-        fits = constant and shape_of(bias) == shape_of(product)[-1:]  # type: ignore[arg-type]
+        fits = constant and shape_of(bias) == shape_of(product)[-1:]
         if options["bias"] is None and fits and len(product.users) == 1:
             return rewriter.call(product.target, (options["input"], options["weight"], bias))
     return None

@@ -31,6 +31,7 @@ CONVERTERS: dict[str, Converter] = {
     "embedding.default": aten.convert_embedding,
     "index_select.default": aten.convert_index_select,
     "slice.Tensor": aten.convert_slice,
+    "scalar_tensor.default": aten.convert_scalar_tensor,
     "select.int": aten.convert_select,
     "softmax.int": aten.convert_softmax,
 }

@@ -69,6 +69,18 @@ def convert_select(node: fx.Node, lowering: Lowering) -> Any:
     return lowering.reshape(entry, lowering.type_of(node.meta["val"]).shape.values)
 
 
+def convert_scalar_tensor(node: fx.Node, lowering: Lowering) -> Any:
+    """A number, or a size, which is the only entry of a range that begins with it."""
+    value, dtype = node.args[0], str(lowering.type_of(node.meta["val"]).dtype)
+    if not isinstance(value, fx.Node):
+        return relax.const(value, dtype)
+    (size,) = extents_of(lowering, [value])
+    entry = lowering.block_builder.emit(relax.op.arange(size, size + 1, 1, "int64"))
+    if dtype != "int64":
+        entry = lowering.block_builder.emit(relax.op.astype(entry, dtype))
+    return lowering.reshape(entry, ())
+
+
 def convert_softmax(node: fx.Node, lowering: Lowering) -> Any:
     """Over the last dim of float32 by our kernel, else by Relax."""
     a = arguments_of(node)

@@ -119,7 +119,7 @@ def test_a_tokenizer_fills_the_whole_sequence() -> None:
     [
         ("missing.pt2", "missing.pt2: no such file"),
         ("missing", "missing: no such file or folder; MODEL is"),
-        ("model.onnx", "ONNX files cannot be read yet"),
+        ("model.onnx", "no such file"),
         ("model.sparsify", "compiled already"),
         ("no_such_module:make", "no_such_module: no such module"),
         ("missing.py:make", "missing.py: no such file"),

@@ -31,7 +31,7 @@ def gather(node: Node, x: torch.Tensor | Constant, indices: torch.Tensor | Const
         x = table
     chosen = known(indices)
     if chosen is None:
-        return _gather_computed(x, axis, indices)
+        return _gather_computed(x, axis, _tensor(node, indices))
     size = x.shape[axis]
     places = [i + size if i < 0 else i for i in chosen.flatten().tolist()]
     if chosen.ndim == 0:
