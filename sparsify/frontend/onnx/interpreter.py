@@ -72,7 +72,7 @@ class Interpreter:
     versions: Mapping[str, int]
     weights: Weights
     problems: list[Problem] = field(default_factory=list)
-    _constants: dict[int, dict[str, Constant]] = field(default_factory=dict)
+    _constants: dict[int, tuple[onnx.GraphProto, dict[str, Constant]]] = field(default_factory=dict)
 
     def run(self, graph: onnx.GraphProto, scope: Scope, inputs: Sequence[Value]) -> list[Value]:
         """The graph's outputs, given its inputs (those without an initializer) in order."""
@@ -91,13 +91,14 @@ class Interpreter:
         if id(graph) not in self._constants:
             scope = Scope()
             for tensor in graph.initializer:
-                scope.values[tensor.name] = Constant(to_torch(tensor), tensor.name)
+                scope.values[tensor.name] = Constant(_weight(tensor), tensor.name)
             for proto in graph.node:
                 if all(name in scope.values for name in proto.input if name):
                     node = self._node(proto, scope)
                     scope.values.update(self._folded(node))
-            self._constants[id(graph)] = scope.values  # type: ignore[assignment]
-        return self._constants[id(graph)]
+            # The graph is held too: another one could get its identity.
+            self._constants[id(graph)] = graph, scope.values  # type: ignore[assignment]
+        return self._constants[id(graph)][1]
 
     def _node(self, proto: onnx.NodeProto, scope: Scope) -> Node:
         domain = standard(proto.domain)
@@ -210,6 +211,16 @@ def _module(proto: onnx.NodeProto) -> str:
             scopes = re.findall(r"'([^']*)'", entry.value)
             return scopes[-2] if len(scopes) > 1 else ""
     return ""
+
+
+def _weight(tensor: onnx.TensorProto) -> torch.Tensor:
+    where = f"the weight {tensor.name!r} of sizes {list(tensor.dims)}"
+    if any(size < 0 for size in tensor.dims):
+        raise ValueError(f"{where} has a negative size; the file is damaged")
+    try:
+        return to_torch(tensor)
+    except Unsupported as error:
+        raise ValueError(f"{where}: {error} is not supported") from error
 
 
 def _has_graph(node: Node) -> bool:
