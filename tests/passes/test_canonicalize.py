@@ -159,9 +159,23 @@ def test_cat():
 
 
 def test_squeeze_takes_only_dims_that_are_always_one():
-    program = canonical(lambda x: x.unsqueeze(1).squeeze(), X)
+    program = canonical(lambda x: x.unsqueeze(1).relu().squeeze(), X)
     assert targets(program)[-1] == aten.squeeze.dims
     assert program.run(torch.randn(1, 5, 4)).shape == (1, 5, 4)
+
+
+def test_parts_of_a_concatenation_and_undone_dims_are_the_parts():
+    def pair(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x, x.abs()], -1)
+
+    program = canonical(lambda x: pair(x)[..., 1:2].squeeze(-1), X)
+    assert targets(program) == [aten.abs.default]
+    program = canonical(lambda x: pair(x)[..., :2].neg(), X)
+    assert aten.cat.default in targets(program)
+    program = canonical(lambda x: x.unsqueeze(-1).squeeze(3).neg(), X)
+    assert targets(program) == [aten.neg.default]
+    program = canonical(lambda x: x[:1].unsqueeze(1).squeeze(0).neg(), X)
+    assert aten.unsqueeze.default in targets(program)
 
 
 def int_input():

@@ -9,10 +9,13 @@ import pytest
 
 from sparsify.frontend.onnx.registry import find, handlers, operator
 
+WITHOUT_THEIR_DOMAIN = {"SimplifiedLayerNormalization"}
+"""Operators of ONNX Runtime that its optimiser writes as if they were ONNX's."""
+
 
 @pytest.mark.parametrize("handler", handlers(), ids=lambda h: f"{h.domain}::{h.operator}-{h.since}")
 def test_a_handler_names_an_operator_and_its_own_parameters(handler) -> None:
-    if handler.domain == "":
+    if handler.domain == "" and handler.operator not in WITHOUT_THEIR_DOMAIN:
         history = [s for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""]
         versions = {s.since_version for s in history if s.name == handler.operator}
         assert versions, "ONNX has no such operator"
