@@ -67,13 +67,13 @@ class Sampling:
         return at
 
     def _nearest(self, at: np.ndarray) -> np.ndarray:
-        round_ = {
+        rounding: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "round_prefer_floor": lambda x: np.ceil(x - 0.5),
             "round_prefer_ceil": lambda x: np.floor(x + 0.5),
             "floor": np.floor,
             "ceil": np.ceil,
-        }[self.nearest]
-        return round_(at).astype(np.int64)
+        }
+        return rounding[self.nearest](at).astype(np.int64)
 
     def _weighted(self, x: torch.Tensor, dim: int, at: np.ndarray, scale: float) -> torch.Tensor:
         """A sum over the few elements that each result needs, one gather for each of them."""

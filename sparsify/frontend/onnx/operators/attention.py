@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sparsify.frontend.onnx.attend import (
@@ -54,7 +56,7 @@ def attention(
         None if precision is None else torch_type(precision),
     )
     operands = (query, repeat_heads(key, heads), repeat_heads(value, heads), visible, bias, scores)
-    shown = ()
+    shown: tuple[torch.Tensor, ...] = ()
     if node.wants(3):
         y, *steps = attend_in_steps(*operands)
         shown = (steps[node.get("qk_matmul_output_mode", 0)],)
@@ -78,7 +80,7 @@ def _visible(
         right = 0
     visible = None
     if left >= 0 or right >= 0:
-        offset = 0 if past_key is None else past_key.shape[2]
+        offset: Any = 0 if past_key is None else past_key.shape[2]
         if past_key is None and lengths is not None:
             offset = lengths - queries
         visible = window(queries, keys, offset, left, right)

@@ -95,7 +95,7 @@ def _activated(node: Node, x: torch.Tensor, parameters: list[float]) -> torch.Te
     if name in plain:
         return plain[name](x)
     if name == "LeakyRelu":
-        return F.leaky_relu(x, *(parameters[:1] or [0.01]))
+        return F.leaky_relu(x, parameters[0] if parameters else 0.01)
     if name == "Clip":
         return x.clamp(*parameters[:2])
     if name == "HardSigmoid":

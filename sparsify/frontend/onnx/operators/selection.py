@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -76,8 +78,9 @@ def one_hot(
     node: Node, indices: torch.Tensor, depth: np.ndarray, values: torch.Tensor
 ) -> torch.Tensor:
     """``values[1]`` where the new dim is the index, ``values[0]`` elsewhere."""
-    count = depth.reshape(-1)[0]
-    count = count if isinstance(count, torch.SymInt) else int(count)
+    count: Any = depth.reshape(-1)[0]
+    if not isinstance(count, torch.SymInt):
+        count = int(count)
     axis = node.get("axis", -1)
     axis = axis + indices.dim() + 1 if axis < 0 else axis
     indices = indices.long().unsqueeze(axis)
