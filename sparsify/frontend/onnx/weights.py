@@ -64,7 +64,7 @@ class Weights(nn.Module):
             parts[index] = part = self._free(module, part, modules=True)
             if part not in module._modules:
                 module.add_module(part, nn.Module())
-            module = module._modules[part]
+            module = module.get_submodule(part)
         parts[-1] = last = self._free(module, parts[-1])
         with untraced():
             if tensor.is_floating_point() and bool(torch.isfinite(tensor).all()):

@@ -173,8 +173,9 @@ def _variadic(name: str, compute: Callable[[Any, Any], Any], on_sizes: Any = Non
     )
     @signed
     def run(node: Node, *operands: Operand) -> torch.Tensor:
-        tensors = sorted(operands, key=lambda x: isinstance(x, Constant))
-        return reduce(lambda a, b: compute(a, operand(node, b, a)), tensors)
+        first, *others = sorted(operands, key=lambda x: isinstance(x, Constant))
+        start = node.parameter(first) if isinstance(first, Constant) else first
+        return reduce(lambda a, b: compute(a, operand(node, b, a)), others, start)
 
 
 def _maximum(a: torch.Tensor, b: Any) -> torch.Tensor:
@@ -214,7 +215,7 @@ _unary("Ceil", torch.ceil, _rounded(math.ceil))
 _unary("Floor", torch.floor, _rounded(math.floor))
 _unary("Round", torch.round)
 _unary("Sign", torch.sign)
-_unary("Sqrt", torch.sqrt, torch._sym_sqrt)
+_unary("Sqrt", torch.sqrt, torch.sym_sqrt)
 _unary("Reciprocal", torch.reciprocal)
 _unary("Exp", torch.exp)
 _unary("Log", torch.log)

@@ -16,7 +16,12 @@ Operand = torch.Tensor | Constant
 def matmul(node: Node, a: Operand, b: Operand) -> torch.Tensor:
     if isinstance(b, Constant) and b.tensor.dim() == 2 and isinstance(a, torch.Tensor):
         return F.linear(a, _weight(node, b, transposed=True))
-    if isinstance(a, Constant) and a.tensor.dim() == 2 and b.dim() > 1:
+    if (
+        isinstance(a, Constant)
+        and a.tensor.dim() == 2
+        and isinstance(b, torch.Tensor)
+        and b.dim() > 1
+    ):
         return F.linear(b.transpose(-1, -2), node.parameter(a)).transpose(-1, -2)
     return torch.matmul(_tensor(node, a), _tensor(node, b))
 
