@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsify.artefact.trust import cache_directory
-from sparsify.cache import sources_digest
+from sparsify.sources import sources_digest
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -113,5 +113,10 @@ def _key(target: Target) -> str:
     """What the library's code follows from: the target, our sources, TVM."""
     from importlib.metadata import version
 
-    parts = (repr(target), sources_digest(), version("apache-tvm"))
+    import sparsify.codegen
+    import sparsify.layouts
+    import sparsify.ops
+
+    sources = sources_digest(sparsify.codegen, sparsify.layouts, sparsify.ops)
+    parts = (repr(target), sources, version("apache-tvm"))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
