@@ -17,6 +17,7 @@ import torch
 
 from sparsify import onnxruntime as ours
 from sparsify.bench import interleave, ratio
+from sparsify.bench.runtimes import onnxruntime_peer
 from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS, OPSET, VERSION
 
 FEATURES, HEADS, HEAD_DIM = 384, 12, 32
@@ -62,34 +63,18 @@ def model_of(name: str, inputs: dict[str, torch.Tensor], attributes: dict[str, A
     return bytes(made.SerializeToString())
 
 
-def peer(model: bytes, inputs: dict[str, torch.Tensor], threads: int, library: str = "") -> Any:
-    """A call of a session with bound inputs."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    if library:
-        options.register_custom_ops_library(library)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    binding = session.io_binding()
-    for name, tensor in inputs.items():
-        binding.bind_cpu_input(name, tensor.numpy())
-    binding.bind_output("y")
-    return lambda: session.run_with_iobinding(binding)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    library = str(ours.library())
+    library = ours.library()
     for tokens in given.tokens:
         for name, inputs, attributes in cases(tokens):
             model = model_of(name, inputs, attributes)
             calls = {
-                "kernel": peer(model, inputs, given.threads, library),
-                "body": peer(model, inputs, given.threads),
+                "kernel": onnxruntime_peer(model, inputs, given.threads, library),
+                "body": onnxruntime_peer(model, inputs, given.threads),
             }
             samples = interleave(calls, rounds=5, seconds=0.02, settle=0.02)
             times = "  ".join(f"{n} {s.median * 1e6:8.1f} us" for n, s in samples.items())

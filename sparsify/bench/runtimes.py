@@ -11,7 +11,12 @@ import torch
 from sparsify.bench.peer import Peer
 
 
-def onnxruntime_peer(model: Path | bytes, feeds: Mapping[str, torch.Tensor], threads: int) -> Peer:
+def onnxruntime_peer(
+    model: Path | bytes,
+    feeds: Mapping[str, torch.Tensor],
+    threads: int,
+    library: Path | None = None,
+) -> Peer:
     """A session of ONNX Runtime's CPU provider; inputs and outputs are bound, not copied.
 
     Its default spinning stays on: it is faster so. `interleave` waits until the spinning ends.
@@ -20,6 +25,7 @@ def onnxruntime_peer(model: Path | bytes, feeds: Mapping[str, torch.Tensor], thr
         model: an ONNX file, or its bytes.
         feeds: input name -> tensor; the shapes the session is run with.
         threads: intra-operator threads.
+        library: of custom operators, to run the file with.
     """
     import onnxruntime as ort
 
@@ -27,6 +33,8 @@ def onnxruntime_peer(model: Path | bytes, feeds: Mapping[str, torch.Tensor], thr
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     source = model if isinstance(model, bytes) else str(model)
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
