@@ -1,4 +1,4 @@
-"""MiniLM-L6 exported to ONNX, in ONNX Runtime: with our library and without, against the dense file.
+"""MiniLM-L6 exported to ONNX, in ONNX Runtime, with our library and without: against a dense file.
 
     python -m benchmarks.onnx_minilm
     python -m benchmarks.onnx_minilm --sparsity 90 --batch 1 --seq 128 --threads 1
