@@ -12,7 +12,8 @@ from sparsify.frontend.onnx.registry import find, handlers, operator
 
 @pytest.mark.parametrize("handler", handlers(), ids=lambda h: f"{h.domain}::{h.operator}-{h.since}")
 def test_a_handler_names_an_operator_and_its_own_parameters(handler) -> None:
-    if handler.domain == "":
+    # ONNX Runtime has one operator of its own in the domain of ONNX.
+    if handler.domain == "" and handler.operator != "SimplifiedLayerNormalization":
         history = [s for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""]
         versions = {s.since_version for s in history if s.name == handler.operator}
         assert versions, "ONNX has no such operator"
