@@ -107,6 +107,10 @@ def _product(node: fx.Node, options: dict[str, Any]) -> str | None:
     )
 
 
+def _extreme(node: fx.Node, options: dict[str, Any]) -> str | None:
+    return "of truth values" if node.meta["val"].dtype == torch.bool else None
+
+
 def _ramp(node: fx.Node, options: dict[str, Any]) -> str | None:
     step = options.get("step", 1)
     if isinstance(step, fx.Node) or step <= 0:
@@ -194,6 +198,8 @@ _CHECKS: dict[Any, Check] = {
     aten.mm.default: _product,
     aten.bmm.default: _product,
     aten.addmm.default: _product,
+    aten.amax.default: _extreme,
+    aten.amin.default: _extreme,
     aten.arange.start_step: _ramp,
     aten.index.Tensor: _index,
     aten.index_put.default: _index_put,

@@ -33,5 +33,8 @@ CONVERTERS: dict[str, Converter] = {
     "slice.Tensor": aten.convert_slice,
     "scalar_tensor.default": aten.convert_scalar_tensor,
     "select.int": aten.convert_select,
+    "amax.default": aten.convert_reduction,
+    "amin.default": aten.convert_reduction,
+    "prod.dim_int": aten.convert_reduction,
     "softmax.int": aten.convert_softmax,
 }

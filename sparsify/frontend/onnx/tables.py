@@ -13,4 +13,4 @@ from sparsify.frontend.onnx.values import untraced
 def table(values: Any, dtype: torch.dtype) -> torch.Tensor:
     """An array, or a number, of this type; exporting lifts it as it is."""
     with untraced():
-        return torch.tensor(np.ascontiguousarray(values).reshape(np.shape(values)), dtype=dtype)
+        return torch.tensor(np.ravel(values), dtype=dtype).reshape(np.shape(values))

@@ -41,7 +41,10 @@ def hard_swish(node: Node, x: torch.Tensor) -> torch.Tensor:
 
 @operator("Mish", since=18)
 def mish(node: Node, x: torch.Tensor) -> torch.Tensor:
-    return F.mish(x)
+    """``x tanh(log(1 + e^x))`` without the logarithm, which loses digits of small ``e^x``."""
+    e = torch.exp(x.clamp(max=20))
+    n = e * (e + 2)
+    return x * (n / (n + 2))
 
 
 @operator("Gelu", since=20)

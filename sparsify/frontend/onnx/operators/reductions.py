@@ -65,7 +65,8 @@ def _extreme(largest: bool) -> Reduction:
         if x.dtype == torch.bool:
             return run(x.to(torch.uint8), dims, keep).bool()
         if any(isinstance(size, int) and size == 0 for size in x.shape):
-            return torch.full_like(_sum(x, dims, keep), _neutral(x.dtype, largest))
+            shape = _sum(x, dims, keep).shape
+            return torch.full(shape, _neutral(x.dtype, largest), dtype=x.dtype)
         return compute(x, dims, keep)
 
     return run
