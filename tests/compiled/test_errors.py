@@ -66,7 +66,7 @@ def test_examples_that_do_not_fit() -> None:
 
 
 def test_a_target_that_this_machine_cannot_run() -> None:
-    with pytest.raises(RuntimeError, match=r"needs the CPU features.*target='native'"):
+    with pytest.raises(RuntimeError, match=r"is code for \w+, which this machine.*target='native'"):
         sparsify.compile(linear(), (X,), target=_foreign_target())
 
 
