@@ -29,7 +29,9 @@ def test_every_layout_is_a_candidate(cost: CpuCostModel, shape: tuple[int, int])
     many, few = (
         {type(layout) for layout in cost.candidates(shape, nnz, tokens)} for tokens in (128, 1)
     )
-    expands = bool(cost.target.isa.byte_shuffle)  # bits to masks, which a bitmap's kernel begins with
+    expands = bool(
+        cost.target.isa.byte_shuffle
+    )  # bits to masks, which a bitmap's kernel begins with
     assert many >= {Sell, PackedDense} and few >= {Sell, Dense, PackedDense}
     assert (Bitmap in few) == expands
 

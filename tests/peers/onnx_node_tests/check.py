@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -87,7 +88,8 @@ def _check(case: Case, path: Path, inputs: list[Any], expected: list[Any], eager
         stage = "wrong"
         case.check([array_of(results[name]) for name in model.outputs], expected)
     except Exception as error:
-        if isinstance(error, Unsupported) or "cannot be imported" in str(error):
+        refused = ("cannot be imported", "is not supported")
+        if isinstance(error, Unsupported) or any(words in str(error) for words in refused):
             stage = "unsupported"
         return Outcome(stage, _cause(error), fixed)
     left = [d for d in compiled.report if d.verdict == "unsupported"]
@@ -156,7 +158,7 @@ def _cause(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     if lines and "cannot be imported" in lines[0]:
         lines = _unique(line.strip() for line in lines[1:])
-    text = lines[0] if lines else ""
+    text = re.sub(r"^\S+\.onnx: ", "", lines[0]) if lines else ""
     return first_line(f"{type(error).__name__}: {text}" if text == "" else text)
 
 
