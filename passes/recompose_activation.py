@@ -20,7 +20,7 @@ def activation(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     if node.target not in (*_PRODUCTS, *_QUOTIENTS):
         return None
     scale, tensors = factors(node)
-    if len(tensors) != 2:
+    if len(tensors) != 2 or not all(map(is_tensor, tensors)):
         return None
     for x, gate in (tensors, tensors[::-1]):
         if _close(scale, 1) and gate.target == aten.sigmoid.default and _reads(gate, x):
@@ -35,8 +35,11 @@ def activation(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 
 
 def factors(node: fx.Node) -> tuple[float, list[fx.Node]]:
-    """The number and the tensors whose product a node is, through products that it alone reads."""
-    scale, tensors = 1.0, []
+    """The number and the nodes whose product a node is, through products that it alone reads.
+
+    Numbers that are known only at run time are among the nodes.
+    """
+    scale, found = 1.0, []
     pending: list[Any] = [node]
     while pending:
         value = past_copies(pending.pop())
@@ -46,13 +49,13 @@ def factors(node: fx.Node) -> tuple[float, list[fx.Node]]:
             pending += [value.args[1], value.args[0]]
         elif value.target in _QUOTIENTS and isinstance(value.args[1], int | float):
             if value is not node and len(value.users) != 1:
-                tensors.append(value)
+                found.append(value)
                 continue
             scale /= value.args[1]
             pending.append(value.args[0])
         else:
-            tensors.append(value)
-    return scale, [t for t in tensors if is_tensor(t)]
+            found.append(value)
+    return scale, found
 
 
 def plus(node: fx.Node) -> tuple[fx.Node, float] | None:

@@ -63,7 +63,7 @@ def _scores(rewriter: Rewriter, node: fx.Node) -> _Scores | None:
             if not is_tensor(scores) or not is_tensor(mask):
                 continue
             found = _scores(rewriter, past_copies(scores))
-            if found is not None and found.mask is None and len(shape_of(mask)) <= 4:
+            if found is not None and found.mask is None and _masks(mask, scores, node):
                 return replace(found, mask=mask)
         return None
     if node.target == aten.where.self:
@@ -83,12 +83,17 @@ def _filled(rewriter: Rewriter, node: fx.Node) -> _Scores | None:
         if fill is None or fill > _ABSORBING or not isinstance(scores, fx.Node):
             continue
         found = _scores(rewriter, scores)
-        if found is None or found.mask is not None or len(shape_of(condition)) > 4:
+        if found is None or found.mask is not None or not _masks(condition, scores, node):
             continue
         zero, low = (rewriter.call(aten.scalar_tensor.default, (n,)) for n in (0.0, fill))
         sides = (condition, zero, low) if kept else (condition, low, zero)
         return replace(found, mask=rewriter.call(aten.where.self, sides))
     return None
+
+
+def _masks(mask: fx.Node, scores: fx.Node, masked: fx.Node) -> bool:
+    """Whether a mask spreads over the scores alone, and has queries and keys of its own."""
+    return len(shape_of(mask)) >= 2 and same_shape(shape_of(masked), shape_of(scores))
 
 
 def _number(node: Any) -> float | None:

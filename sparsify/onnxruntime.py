@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def build_library(path: str | os.PathLike[str], *, target: str = "native") -> Path:
-    """Compiles the custom-operator library for ONNX Runtime 1.17 and later; takes about a minute.
+    """Compiles the custom-operator library for ONNX Runtime 1.17 and later; takes half a minute.
 
     Register it by ``SessionOptions.register_custom_ops_library`` or its like in other languages.
     Older versions load it and run the function bodies instead.

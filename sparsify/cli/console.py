@@ -57,7 +57,7 @@ def step(text: str) -> Iterator[None]:
 
 
 def command(function: Function) -> Function:
-    """Turns every error into one line on stderr and exit code 2."""
+    """Turns every error into a message on stderr and exit code 2."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -71,15 +71,17 @@ def command(function: Function) -> Function:
         except Exception as error:
             if _state["debug"]:
                 raise
-            note(f"error: {_one_line(error)}")
+            note(f"error: {_message(error)}")
             raise typer.Exit(2) from None
 
     return run  # type: ignore[return-value]
 
 
-def _one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if _is_ours(error):
+        return str(error)  # whole: it may list what all is wrong
     text = " ".join(str(error).split())
     known = isinstance(error, ValueError | TypeError | RuntimeError | OSError) and text
     if known and len(text) <= _LONGEST:
@@ -87,3 +89,13 @@ def _one_line(error: Exception) -> str:
     # Something that no check of ours foresaw: its type and its traceback help.
     where = "(run 'sparsify --debug ...' for the traceback)"
     return f"{type(error).__name__}: {text[:_LONGEST]} {where}"
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether a check of this package raised it."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = "" if frame is None else frame.tb_frame.f_globals.get("__name__", "")
+    known = isinstance(error, ValueError | TypeError | RuntimeError | OSError)
+    return known and bool(str(error)) and raised_in.partition(".")[0] == "sparsify"

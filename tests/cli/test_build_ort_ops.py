@@ -25,6 +25,12 @@ def test_it_writes_the_library_that_was_asked_for(
     assert asked == ["x86-avx2"]
 
 
+def test_a_missing_folder_is_told_before_anything_is_compiled(cli, tmp_path: Path) -> None:
+    done = cli("build-ort-ops", "-o", str(tmp_path / "no" / "ops.so"))
+    assert done.exit_code == 2
+    assert "no such folder to write into" in done.output
+
+
 def test_a_target_of_another_kind_is_refused(cli, tmp_path: Path) -> None:
     done = cli("build-ort-ops", "--target", "arm64-neon", "-o", str(tmp_path / "ops.so"))
     assert done.exit_code != 0

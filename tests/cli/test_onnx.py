@@ -34,6 +34,16 @@ def test_sizes_of_the_examples_and_of_the_model(path: str) -> None:
     assert [tuple(x.shape) for x in loaded.inputs[0]] == [(3, 7, 32), (8,)]
 
 
+def test_every_unsupported_operator_is_listed(cli, tmp_path: Path) -> None:
+    lines = "\n".join(f"y{i} = Unheard{i}(y{i - 1})" for i in range(1, 21))
+    text = TEXT[: TEXT.index("g (")] + f"g (float[N] y0) => (float[N] y20) {{ {lines} }}"
+    path = tmp_path / "unheard.onnx"
+    onnx.save(parser.parse_model(text), path)
+    done = cli("compile", path, "-o", tmp_path / "unheard.sparsify")
+    assert done.exit_code == 2
+    assert all(f"::Unheard{i} " in done.output for i in range(1, 21))
+
+
 def test_compile_with_a_shape_and_a_constant(path: str, cli, tmp_path: Path) -> None:
     output = tmp_path / "tiny.sparsify"
     ones = f"scale={[1.0] * 8}"

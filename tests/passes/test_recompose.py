@@ -74,6 +74,7 @@ def test_forms(body, operator, import_model, apply, same_results, targets) -> No
         lambda m, x: x * (torch.erf(x / 1.5) + 1) * 0.5,
         lambda m, x: (x + 1) * erf_gate(x) * 0.5,
         lambda m, x: x * torch.sigmoid(2 * x),
+        lambda m, x: x * x.shape[1] ** 0.5 * torch.sigmoid(x),  # a number of the run time
         lambda m, x: x * (x + 3).clamp(0, 5) / 6,
         lambda m, x: (x - x.mean(1, keepdim=True)) / x.std(-1, keepdim=True) * m.w + m.b,
         lambda m, x: (normal(x) + 1) * m.w + m.b,
@@ -157,6 +158,9 @@ def test_attention(form, import_model, apply, same_results, targets) -> None:
         lambda q, k, v, m: softmax((q @ k.mT + additive(m)) * 0.3) @ v,
         lambda q, k, v, m: (softmax(q @ k.mT) * 2) @ v,
         lambda q, k, v, m: softmax(torch.where(m[:, None, None], q @ k.mT, -4.0)) @ v,
+        lambda q, k, v, m: softmax(q @ k.mT * (q.shape[2] ** 0.5 * 0.1)) @ v,
+        lambda q, k, v, m: softmax(q @ k.mT + k.mean((0, 1, 3))) @ v,  # a bias for each key
+        lambda q, k, v, m: softmax(q[:1] @ k[:1].mT + additive(m)) @ v[:1],  # batch from the mask
     ],
 )
 def test_attention_of_another_kind_stays(form, import_model, apply, targets) -> None:

@@ -26,10 +26,12 @@ def build(path: Path, target: Target) -> None:
     """Writes the library for a target to ``path``, which is complete or absent.
 
     Raises:
-        FileNotFoundError: no C compiler.
+        FileNotFoundError: no folder to write into, or no C compiler.
         RuntimeError: it failed; with what it said.
         ObjectError: LLVM refuses a kernel.
     """
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path.absolute().parent}: no such folder to write into")
     compiler = os.environ.get("CC", "cc")
     if shutil.which(compiler) is None:
         raise FileNotFoundError(

@@ -41,7 +41,7 @@ def attention(
     visible = None if mask is None else key_mask(mask, queries, keys)
     if node.get("unidirectional", 0):
         visible = both(visible, causal(queries, keys, keys - queries))
-    y = attend(query, key, value, visible, added, Scores(node.get("scale")))
+    y = attend(query, key, value, visible, added, Scores(node.get("scale") or None))
     present = (torch.stack([key, value]),) if node.wants(1) else ()
     return (merge_heads(y), *present)
 
