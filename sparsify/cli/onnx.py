@@ -48,13 +48,20 @@ def _shape(text: str) -> tuple[str, tuple[int | str | None, ...]]:
     parts = [part.strip() for part in sizes.split(",")] if sizes.strip() else []
     if not equals or not name or not all(parts):
         raise ValueError(f"--shape {text}: write NAME=SIZES, such as x=1,3,224,224")
-    return name, tuple(_size(part) for part in parts)
+    return name, tuple(_size(part, text) for part in parts)
 
 
-def _size(part: str) -> int | str | None:
+def _size(part: str, text: str) -> int | str | None:
     if part == "?":
         return None
-    return int(part) if part.lstrip("-").isdigit() else part
+    if part.lstrip("-").isdigit():
+        return int(part)
+    if not part.isidentifier():
+        raise ValueError(
+            f"--shape {text}: {part!r} is neither a number, nor ? or a name for a dynamic size; "
+            "sizes are separated by commas, such as x=1,3,224,224"
+        )
+    return part
 
 
 def _constant(text: str) -> tuple[str, Any]:

@@ -34,6 +34,23 @@ def test_sizes_of_the_examples_and_of_the_model(path: str) -> None:
     assert [tuple(x.shape) for x in loaded.inputs[0]] == [(3, 7, 32), (8,)]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--shape", "x=1x5x32"), "neither a number"),
+        (("--constant", "scale=[1.5, 2]"), "it is declared as [8]"),
+        (("--shape", "x=4,5,32", "--batch", "3"), "a batch of 3 was asked for"),
+        (("--shape", "x=4,5,32", "--seq", "7"), "a sequence of 7 was asked for"),
+    ],
+)
+def test_sizes_that_the_file_does_not_have_are_refused(
+    options: tuple[str, ...], message: str, path: str, cli, tmp_path: Path
+) -> None:
+    done = cli("compile", path, "-o", tmp_path / "tiny.sparsify", *options)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
 def test_every_unsupported_operator_is_listed(cli, tmp_path: Path) -> None:
     lines = "\n".join(f"y{i} = Unheard{i}(y{i - 1})" for i in range(1, 21))
     text = TEXT[: TEXT.index("g (")] + f"g (float[N] y0) => (float[N] y20) {{ {lines} }}"

@@ -32,8 +32,9 @@ def candidates(model: OnnxModel, sizes: ExampleSizes) -> Iterator[list[torch.Ten
     """Inputs to try, the likeliest first; one alone where all sizes are known.
 
     Raises:
-        ValueError: an input is too large for memory.
+        ValueError: an input is too large for memory, or a size is given where none is dynamic.
     """
+    _check_given(model, sizes)
     dynamic = any(
         size is None or isinstance(size, str) for i in model.inputs for size in i.dims[1:]
     )
@@ -50,6 +51,17 @@ def candidates(model: OnnxModel, sizes: ExampleSizes) -> Iterator[list[torch.Ten
             for i, shape in zip(model.inputs, shapes, strict=True)
         ]
         yield [_example(i, shape, model) for i, shape in zip(model.inputs, shapes, strict=True)]
+
+
+def _check_given(model: OnnxModel, sizes: ExampleSizes) -> None:
+    first = any(not isinstance(size, int) for i in model.inputs for size in i.dims[:1])
+    other = any(not isinstance(size, int) for i in model.inputs for size in i.dims[1:])
+    for name, size, dynamic in (("batch", sizes.batch, first), ("sequence", sizes.others, other)):
+        if size is not None and not dynamic:
+            raise ValueError(
+                f"{model.path}: a {name} of {size} was asked for, but the file fixes that size in "
+                "each of its inputs; give shapes that make it dynamic, or leave it out"
+            )
 
 
 def _shape(declared: Input, batch: int, others: int | None, named: dict[str, int]) -> list[int]:

@@ -174,6 +174,17 @@ def _constant(declared: onnx.ValueInfoProto, value: Any, path: str) -> onnx.Tens
         raise ValueError(
             f"{path}: input {declared.name!r} cannot be {value!r}: {error}; it takes {dtype}"
         ) from error
+    sizes = [dim.dim_value or None for dim in declared.type.tensor_type.shape.dim]
+    known = declared.type.tensor_type.HasField("shape")
+    if known and (
+        len(sizes) != tensor.dim()
+        or any(size not in (None, found) for size, found in zip(sizes, tensor.shape, strict=True))
+    ):
+        shape = ["?" if size is None else size for size in sizes]
+        raise ValueError(
+            f"{path}: input {declared.name!r} cannot have the shape {list(tensor.shape)} of the "
+            f"given constant; it is declared as {shape}"
+        )
     return to_onnx(tensor, declared.name)
 
 
