@@ -10,7 +10,6 @@ for chunk of panels, token tile (parallel):
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.lane_linear import LaneLinear, LaneTiles
 from sparsify.codegen.kernels.cpu.operands import linear_operands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
@@ -70,7 +70,7 @@ class DenseLinear:
         return _Emitter(self).build()
 
 
-class DenseTiles(ABC):
+class DenseTiles(LaneTiles):
     """Emits the loops over K blocks and panels of one task.
 
     Attributes:
@@ -81,9 +81,7 @@ class DenseTiles(ABC):
         x, panels, y: the kernel's arguments, to be set before `task`.
     """
 
-    x: Expr
     panels: Expr
-    y: Expr
 
     def __init__(self, isa: Isa, rows: int, k_block: int, chunk_panels: int, ragged: bool) -> None:
         self.isa, self.rows, self.k_block = isa, rows, k_block
@@ -95,14 +93,6 @@ class DenseTiles(ABC):
         self.panel_count = panel_count
         self.blocks = ceil_div(self.in_features, self.k_block)
         self.blocked = not isinstance(self.blocks, int) or self.blocks > 1
-
-    @abstractmethod
-    def start(self, row: Expr) -> Expr:
-        """What the sums of an output row begin with."""
-
-    @abstractmethod
-    def stored(self, total: Expr, offset: Expr) -> Expr:
-        """What is stored at an offset of ``y`` for a finished sum."""
 
     def task(self, tile: LaneTile, chunk: Expr, x_base: Expr, y_base: Expr) -> tuple[Expr, Expr]:
         """All sums of a chunk of panels and a tile of tokens; its first panel and how many."""
@@ -200,7 +190,9 @@ class DenseTiles(ABC):
         choose(self.blocked, last, lambda: put(True), lambda: put(False))
 
 
-class _Emitter(DenseTiles):
+class _Emitter(LaneLinear, DenseTiles):
+    spec: DenseLinear
+
     def __init__(self, spec: DenseLinear) -> None:
         rows = spec.layout.rows
         ragged = spec.out_features % rows != 0
@@ -216,20 +208,5 @@ class _Emitter(DenseTiles):
             operands = linear_operands(spec, groups, weight, "lanes")
             self.x, (self.panels,), self.bias, self.residual, self.y = operands
             chunks = -(-panel_count // spec.chunk_panels)
-            tiled_tasks(spec.isa, groups, chunks, spec.vectors, self._tile)
+            tiled_tasks(spec.isa, groups, chunks, spec.vectors, self.tile)
         return result[0]
-
-    def _tile(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
-        spec = self.spec
-        x_base = bind(tile.base(index, spec.in_features))
-        y_base = bind(tile.base(index, spec.out_features))
-        first, panels = self.task(tile, chunk, x_base, y_base)
-        row = bind(first * self.rows)
-        rows = bind(T.min(panels * self.rows, T.int64(spec.out_features) - row))
-        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
-
-    def start(self, row: Expr) -> Expr:
-        return self.spec.epilogue.start(self.bias, row, self.isa.vector)
-
-    def stored(self, total: Expr, offset: Expr) -> Expr:
-        return self.spec.epilogue.stored(total, self.residual, offset, self.isa.vector)

@@ -11,7 +11,6 @@ for chunk of row groups, token tile (parallel):
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.lane_linear import LaneLinear, LaneTiles
 from sparsify.codegen.kernels.cpu.operands import linear_operands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
@@ -79,7 +79,7 @@ class SellLinear:
         return _Emitter(self).build()
 
 
-class SellTiles(ABC):
+class SellTiles(LaneTiles):
     """Emits the loops over K blocks, groups and steps of one task.
 
     Attributes:
@@ -91,12 +91,10 @@ class SellTiles(ABC):
         x, starts, outputs, columns, values, y: the kernel's arguments, to be set before `task`.
     """
 
-    x: Expr
     starts: Expr
     outputs: Expr
     columns: Expr
     values: Expr
-    y: Expr
 
     def __init__(self, isa: Isa, rows: int, ragged: bool) -> None:
         self.isa, self.rows, self.ragged = isa, rows, ragged
@@ -114,14 +112,6 @@ class SellTiles(ABC):
         self.k_block, self.blocks, self.groups = k_block, blocks, groups
         self.chunk_groups = chunk_groups
         self.blocked = not isinstance(blocks, int) or blocks > 1
-
-    @abstractmethod
-    def start(self, row: Expr) -> Expr:
-        """What the sums of an output row begin with."""
-
-    @abstractmethod
-    def stored(self, total: Expr, offset: Expr) -> Expr:
-        """What is stored at an offset of ``y`` for a finished sum."""
 
     def bind_permute_controls(self) -> None:
         """Called once, ahead of the tasks."""
@@ -247,7 +237,9 @@ def sell_tensors(layout: Sell, out_features: int, in_features: int) -> tuple[Ten
     )
 
 
-class _Emitter(SellTiles):
+class _Emitter(LaneLinear, SellTiles):
+    spec: SellLinear
+
     def __init__(self, spec: SellLinear) -> None:
         layout, shape = spec.layout, (spec.out_features, spec.in_features)
         super().__init__(spec.isa, layout.rows, spec.out_features % layout.rows != 0)
@@ -265,20 +257,5 @@ class _Emitter(SellTiles):
             self.starts, self.outputs, self.columns, self.values = packed
             self.bind_permute_controls()
             chunks = -(-spec.layout.groups(spec.out_features) // spec.chunk_groups)
-            tiled_tasks(spec.isa, lane_groups, chunks, spec.vectors, self._tile)
+            tiled_tasks(spec.isa, lane_groups, chunks, spec.vectors, self.tile)
         return result[0]
-
-    def _tile(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
-        spec = self.spec
-        x_base = bind(tile.base(index, spec.in_features))
-        y_base = bind(tile.base(index, spec.out_features))
-        first, groups = self.task(tile, chunk, x_base, y_base)
-        row = bind(first * self.rows)
-        rows = bind(T.min(groups * self.rows, T.int64(spec.out_features) - row))
-        spec.epilogue.activate(tile, spec.out_features, self.y, self.residual, y_base, row, rows)
-
-    def start(self, row: Expr) -> Expr:
-        return self.spec.epilogue.start(self.bias, row, self.isa.vector)
-
-    def stored(self, total: Expr, offset: Expr) -> Expr:
-        return self.spec.epilogue.stored(total, self.residual, offset, self.isa.vector)

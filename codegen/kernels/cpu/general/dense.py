@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.dense import DenseTiles
+from sparsify.codegen.kernels.cpu.lane_linear import LaneSums
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     LaneTile,
@@ -20,7 +21,6 @@ from sparsify.codegen.kernels.cpu.simd import (
     bind,
     ceil_div,
     prim_func,
-    splat,
     symbol,
     tiled_tasks,
 )
@@ -56,7 +56,7 @@ class GeneralDense:
         return _Emitter(self).build()
 
 
-class _Emitter(DenseTiles):
+class _Emitter(LaneSums, DenseTiles):
     def __init__(self, spec: GeneralDense) -> None:
         chunk_panels = _CHUNK_ROWS // spec.rows
         super().__init__(spec.isa, spec.rows, _K_BLOCK, chunk_panels, ragged=False)
@@ -79,9 +79,3 @@ class _Emitter(DenseTiles):
         x_base = bind(tile.base(index, self.in_features))
         y_base = bind(tile.base(index, self.out_features) + tile.pitch)
         self.task(tile, chunk, x_base, y_base)
-
-    def start(self, row: Expr) -> Expr:
-        return splat(0.0, self.isa.vector)
-
-    def stored(self, total: Expr, offset: Expr) -> Expr:
-        return total

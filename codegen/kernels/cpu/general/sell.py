@@ -13,6 +13,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
+from sparsify.codegen.kernels.cpu.lane_linear import LaneSums
 from sparsify.codegen.kernels.cpu.sell import SellTiles
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
@@ -23,7 +24,6 @@ from sparsify.codegen.kernels.cpu.simd import (
     arguments,
     bind,
     prim_func,
-    splat,
     symbol,
     tiled_tasks,
 )
@@ -56,7 +56,7 @@ class GeneralSell:
         return _Emitter(self).build()
 
 
-class _Emitter(SellTiles):
+class _Emitter(LaneSums, SellTiles):
     def __init__(self, spec: GeneralSell) -> None:
         super().__init__(spec.isa, spec.rows, ragged=False)
         self.spec = spec
@@ -89,9 +89,3 @@ class _Emitter(SellTiles):
         # A slot without a row has the output -1: the spare feature before the first.
         y_base = bind(tile.base(index, self.out_features) + tile.pitch)
         self.task(tile, chunk, x_base, y_base)
-
-    def start(self, row: Expr) -> Expr:
-        return splat(0.0, self.isa.vector)
-
-    def stored(self, total: Expr, offset: Expr) -> Expr:
-        return total
