@@ -100,6 +100,7 @@ def prepare(
         {standard(entry.domain): entry.version for entry in proto.opset_import},
         tuple(_input(value, shapes.get(value.name), path) for value in inputs),
         tuple(value.name for value in graph.output),
+        tuple(_declared_type(value) for value in graph.output),
     )
 
 
@@ -196,6 +197,11 @@ def _dtype(value: onnx.ValueInfoProto, path: str) -> torch.dtype:
         return torch_type(value.type.tensor_type.elem_type)
     except Unsupported as error:
         raise ValueError(f"{path}: input {value.name!r}: {error} is not supported") from error
+
+
+def _declared_type(value: onnx.ValueInfoProto) -> torch.dtype | None:
+    code = value.type.tensor_type.elem_type
+    return torch_type(code) if code else None
 
 
 def _input(

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Handler, Unsupported, find, standard
-from sparsify.frontend.onnx.tensors import to_torch
+from sparsify.frontend.onnx.tensors import is_kept_otherwise, to_computed
 from sparsify.frontend.onnx.values import LARGEST, Constant, Value, known, settled, traced, untraced
 from sparsify.frontend.onnx.weights import Weights
 
@@ -29,6 +29,8 @@ class _Refused:
 
 
 _REFUSED: Final[Any] = _Refused()
+_TYPES: Final = ("to", "output_dtype", "dtype")
+"""Attributes that say of which element type a node's first result is."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Interpreter:
     versions: of each operator domain that the model imports.
     weights: where constants become weights.
     problems: nodes that could not be run, while ``weights.collecting``; else they raise.
+    types: the ONNX element types of values that are kept in another one, as far as declared.
     """
 
     versions: Mapping[str, int]
     weights: Weights
     problems: list[Problem] = field(default_factory=list)
+    types: dict[str, int] = field(default_factory=dict)
     _constants: dict[int, tuple[onnx.GraphProto, dict[str, Constant]]] = field(default_factory=dict)
 
     def run(self, graph: onnx.GraphProto, scope: Scope, inputs: Sequence[Value]) -> list[Value]:
@@ -90,6 +94,7 @@ class Interpreter:
         """Initializers, and what follows from them alone; computed once."""
         if id(graph) not in self._constants:
             scope = Scope()
+            self._note_types(graph)
             for tensor in graph.initializer:
                 scope.values[tensor.name] = Constant(_weight(tensor), tensor.name)
             for proto in graph.node:
@@ -99,6 +104,16 @@ class Interpreter:
             # The graph is held too: another one could get its identity.
             self._constants[id(graph)] = graph, scope.values  # type: ignore[assignment]
         return self._constants[id(graph)][1]
+
+    def _note_types(self, graph: onnx.GraphProto) -> None:
+        declared = [(value.name, value.type.tensor_type.elem_type) for value in graph.input]
+        stored = [(tensor.name, tensor.data_type) for tensor in graph.initializer]
+        told = [(n.output[0], a) for n in graph.node for a in n.attribute if n.output]
+        made = [(name, a.i) for name, a in told if a.name in _TYPES]
+        values = [(name, a.t.data_type) for name, a in told if a.HasField("t")]
+        for name, code in (*declared, *stored, *made, *values):
+            if is_kept_otherwise(code):
+                self.types[name] = code
 
     def _node(self, proto: onnx.NodeProto, scope: Scope) -> Node:
         domain = standard(proto.domain)
@@ -218,7 +233,7 @@ def _weight(tensor: onnx.TensorProto) -> torch.Tensor:
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"{where} has a negative size; the file is damaged")
     try:
-        return to_torch(tensor)
+        return to_computed(tensor)
     except Unsupported as error:
         raise ValueError(f"{where}: {error} is not supported") from error
 

@@ -29,6 +29,7 @@ class OnnxModel:
         path: what error messages call it.
         versions: of each operator domain.
         inputs, outputs: those that a caller gives and gets, in the file's order.
+        output_types: of the outputs, None where the file does not say.
     """
 
     path: str
@@ -36,3 +37,4 @@ class OnnxModel:
     versions: dict[str, int]
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
+    output_types: tuple[torch.dtype | None, ...]
