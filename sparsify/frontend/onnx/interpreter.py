@@ -17,6 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import optimization_hint
 
+from sparsify.frontend.onnx.functions import Functions, body, versions_of
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Handler, Unsupported, find, standard
 from sparsify.frontend.onnx.tensors import is_kept_otherwise, to_computed
@@ -68,15 +69,18 @@ class Interpreter:
     """Attributes:
     versions: of each operator domain that the model imports.
     weights: where constants become weights.
+    functions: model-local ones that nodes may call.
     problems: nodes that could not be run, while ``weights.collecting``; else they raise.
     types: the ONNX element types of values that are kept in another one, as far as declared.
     """
 
     versions: Mapping[str, int]
     weights: Weights
+    functions: Functions = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     types: dict[str, int] = field(default_factory=dict)
     _constants: dict[int, tuple[onnx.GraphProto, dict[str, Constant]]] = field(default_factory=dict)
+    _calls: dict[tuple[str, ...], tuple[Interpreter, onnx.GraphProto]] = field(default_factory=dict)
 
     def run(self, graph: onnx.GraphProto, scope: Scope, inputs: Sequence[Value]) -> list[Value]:
         """The graph's outputs, given its inputs (those without an initializer) in order."""
@@ -147,11 +151,15 @@ class Interpreter:
         inputs = [node.scope[name] if name else None for name in node.inputs]
         try:
             handler = find(node.domain, node.operator, node.version)
-            if handler is None:
+            function = self.functions.get((node.domain, node.operator))
+            if handler is None and function is None:
                 raise Unsupported("has no handler")
             if any(value is _REFUSED for value in inputs):
                 return [_REFUSED] * len(node.outputs)
-            results = self._compute(node, handler, inputs)
+            if handler is not None:
+                results = self._compute(node, handler, inputs)
+            else:
+                results = self._call(node, function, inputs)
             if len(results) < sum(map(node.wants, range(len(node.outputs)))):
                 raise Unsupported(
                     f"its outputs {list(node.outputs[len(results) :])} are not served"
@@ -163,6 +171,19 @@ class Interpreter:
                 raise ValueError(problem) from error
             self.problems.append(Problem(problem, not isinstance(error, Unsupported)))
             return [_REFUSED] * len(node.outputs)
+
+    def _call(self, node: Node, function: onnx.FunctionProto, inputs: list[Value]) -> list[Value]:
+        """The results of a function, whose operators have versions of their own."""
+        if node.outputs not in self._calls:
+            # Kept, so that each run meets the same constants.
+            inner = Interpreter(versions_of(function), self.weights, self.functions, self.problems)
+            self._calls[node.outputs] = inner, body(function, node.attributes)
+        inner, graph = self._calls[node.outputs]
+        for index, name in enumerate(function.input[: len(inputs)]):
+            if code := node.element_type(index):
+                inner.types[name] = code
+        missing: list[Value] = [None] * (len(function.input) - len(inputs))
+        return inner.run(graph, Scope(), [*inputs, *missing])
 
     def _compute(self, node: Node, handler: Handler, inputs: list[Value]) -> list[Value]:
         arrays = [known(value) for value in inputs]

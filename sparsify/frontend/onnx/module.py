@@ -36,7 +36,7 @@ class OnnxModule(Weights):
         super().__init__()
         self.model = model
         self.arguments = identifiers(i.name for i in model.inputs)
-        self.interpreter = Interpreter(model.versions, self)
+        self.interpreter = Interpreter(model.versions, self, model.functions)
         signature = inspect.Signature(
             [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in self.arguments]
         )
@@ -65,7 +65,8 @@ class OnnxModule(Weights):
                 self._run(inputs)
         finally:
             self.collecting = False
-        problems, self.interpreter.problems = self.interpreter.problems, []
+        problems = list(self.interpreter.problems)
+        self.interpreter.problems.clear()
         return problems
 
     def _run(self, inputs: Iterable[torch.Tensor]) -> list[Value]:
