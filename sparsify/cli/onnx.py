@@ -41,6 +41,19 @@ class OnnxOptions:
             sizes=ExampleSizes(batch, seq),
         )
 
+    def inputs(self, path: str) -> dict[str, str]:
+        """What the inputs of a file are called there, by the names of the arguments."""
+        import onnx
+
+        from sparsify.frontend.onnx.module import identifiers
+
+        graph = onnx.load(path, load_external_data=False).graph
+        stored = {tensor.name for tensor in graph.initializer}
+        stored |= {tensor.values.name for tensor in graph.sparse_initializer}
+        stored |= {_constant(text)[0] for text in self.constants}
+        names = [value.name for value in graph.input if value.name not in stored]
+        return dict(zip(identifiers(names), names, strict=True))
+
 
 def _shape(text: str) -> tuple[str, tuple[int | str | None, ...]]:
     """``x=batch,3,?``: a name and its sizes; input names may hold anything but the last ``=``."""
