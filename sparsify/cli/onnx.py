@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 
 
@@ -40,6 +41,20 @@ class OnnxOptions:
             constants=dict(_constant(text) for text in self.constants),
             sizes=ExampleSizes(batch, seq),
         )
+
+    def feeds(self, path: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What another runtime is given for the file's inputs, constants among them."""
+        import onnx
+
+        from sparsify.frontend.onnx.tensors import torch_type
+
+        types = {
+            value.name: torch_type(value.type.tensor_type.elem_type)
+            for value in onnx.load(path, load_external_data=False).graph.input
+        }
+        fixed = dict(map(_constant, self.constants))
+        given = dict(zip(self.inputs(path).values(), tensors, strict=True))
+        return given | {n: torch.as_tensor(value, dtype=types[n]) for n, value in fixed.items()}
 
     def inputs(self, path: str) -> dict[str, str]:
         """What the inputs of a file are called there, by the names of the arguments."""
