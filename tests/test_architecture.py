@@ -22,7 +22,7 @@ FLOORS = [
     {"layouts"},
     {"ops"},
     {"program"},
-    {"rewriter"},
+    {"calibration", "rewriter"},
     {"contracts"},
     {"plan", "verification"},
     {"frontend", "passes", "pruning", "codegen", "engine"},
