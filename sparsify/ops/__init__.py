@@ -1,6 +1,6 @@
 """Operators of the portable and the specialised program; importing the package registers them."""
 
-from sparsify.ops.attention import fused_attention
+from sparsify.ops.attention import block_attention, fused_attention
 from sparsify.ops.gated import gated
 from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
@@ -15,6 +15,7 @@ __all__ = [
     "PAGE",
     "CacheShape",
     "Operator",
+    "block_attention",
     "expected_tokens",
     "from_lanes",
     "fused_attention",
