@@ -7,9 +7,17 @@ from functools import cache
 import torch
 from torch import fx
 
+from sparsify import ops
+from sparsify.codegen.gates import gate_kernels
 from sparsify.codegen.operators import CONVERTERS
+<<<<<<< HEAD
 from sparsify.codegen.trust import casts_halves, untrusted_reason
+=======
+from sparsify.codegen.operators.arguments import arguments_of
+from sparsify.codegen.trust import untrusted_reason
+>>>>>>> w3
 from sparsify.effects import is_written
+from sparsify.gates import parse
 
 _DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
@@ -25,6 +33,10 @@ def unsupported_reason(node: fx.Node) -> str | None:
     name = getattr(node.target, "__name__", str(node.target))
     if name not in _known_operators():
         return f"{node.target} has no lowering"
+    if node.target == ops.gate.overload:
+        rule = parse(arguments_of(node)["rule"])
+        if gate_kernels(rule) is None:
+            return f"there is no kernel for the gate {rule.spec}"
     values = value if isinstance(value, tuple | list) else [value]
     for result in values:
         if not isinstance(result, torch.Tensor):

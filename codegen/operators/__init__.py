@@ -24,6 +24,7 @@ CONVERTERS: dict[str, Converter] = {
     "sparse_linear.default": linear.convert_sparse_linear,
     "fused_norm.default": tokens.convert_fused_norm,
     "rotary.default": tokens.convert_rotary,
+    "gate.default": tokens.convert_gate,
     "gated.default": tokens.convert_gated,
     "fused_attention.default": attention.convert_fused_attention,
     "kv_append.default": attention.convert_kv_append,

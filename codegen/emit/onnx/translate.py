@@ -14,6 +14,7 @@ from sparsify import ops
 from sparsify.codegen.emit.onnx.state import APPENDED
 from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
 from sparsify.ops.onnx import attention as attentions
+from sparsify.ops.onnx import gate as rules
 from sparsify.ops.onnx import gated as gates
 from sparsify.ops.onnx import kv_cache as caches
 from sparsify.ops.onnx import linear as linears
@@ -116,6 +117,12 @@ def _rotary(x: Any, cos: Any, sin: Any, heads: int, head_dim: int, lanes: bool =
     return emit(rotaries.ROTARY, [x, cos, sin], heads=heads, head_dim=head_dim)
 
 
+def _gate(x: Any, rule: str, parameters: Sequence[Any], lanes: bool = False) -> Any:
+    assert not lanes
+    operator, attributes = rules.gate(rule, int(x.shape[-1]))
+    return emit(operator, [x, *parameters], **attributes)
+
+
 def _gated(x: Any, activation: str, lanes: bool = False) -> Any:
     assert not lanes
     return emit(gates.gated(activation), [x], activation=activation)
@@ -170,6 +177,7 @@ _TRANSLATIONS: dict[str, Translation] = {
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
     "rotary": _rotary,
+    "gate": _gate,
     "gated": _gated,
     "paged_attention": _paged_attention,
 }
