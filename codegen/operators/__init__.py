@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsify.codegen.operators import active, aten, attention, lanes, linear, tokens
+from sparsify.codegen.operators import active, aten, attention, lanes, linear, logarithms, tokens
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -40,4 +40,6 @@ CONVERTERS: dict[str, Converter] = {
     "amin.default": aten.convert_reduction,
     "prod.dim_int": aten.convert_reduction,
     "softmax.int": aten.convert_softmax,
+    "log1p.default": logarithms.convert_log1p,
+    "softplus.default": logarithms.convert_softplus,
 }
