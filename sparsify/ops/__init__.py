@@ -1,7 +1,11 @@
 """Operators of the portable and the specialised program; importing the package registers them."""
 
+<<<<<<< HEAD
+from sparsify.ops.attention import block_attention, fused_attention
+=======
 from sparsify.ops.attention import fused_attention
 from sparsify.ops.gate import gate
+>>>>>>> w3
 from sparsify.ops.gated import gated
 from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
@@ -16,6 +20,7 @@ __all__ = [
     "PAGE",
     "CacheShape",
     "Operator",
+    "block_attention",
     "expected_tokens",
     "from_lanes",
     "fused_attention",
