@@ -10,12 +10,8 @@ from torch import fx
 from sparsify import ops
 from sparsify.codegen.gates import gate_kernels
 from sparsify.codegen.operators import CONVERTERS
-<<<<<<< HEAD
-from sparsify.codegen.trust import casts_halves, untrusted_reason
-=======
 from sparsify.codegen.operators.arguments import arguments_of
-from sparsify.codegen.trust import untrusted_reason
->>>>>>> w3
+from sparsify.codegen.trust import casts_halves, untrusted_reason
 from sparsify.effects import is_written
 from sparsify.gates import parse
 

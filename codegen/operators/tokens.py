@@ -15,7 +15,7 @@ from sparsify.codegen.kernels.cpu.gated import Gated
 from sparsify.codegen.kernels.cpu.norm import Norm, RowNorm
 from sparsify.codegen.kernels.cpu.rotary import Rotary
 from sparsify.codegen.operators.arguments import arguments_of, flat, product, shape_of
-from sparsify.codegen.operators.linear import convert_gated_linear, gated_kernel
+from sparsify.codegen.operators.linear import convert_linear_and_gate, gated_kernel
 from sparsify.codegen.registry import Kernel
 from sparsify.gates import parse
 from sparsify.layouts import Form
@@ -54,7 +54,7 @@ def convert_gated(node: fx.Node, lowering: Lowering) -> Any:
     a = arguments_of(node)
     both = gated_kernel(a["x"], lowering)
     if both is not None:
-        return convert_gated_linear(a["x"], both, lowering)
+        return convert_linear_and_gate(a["x"], both, lowering)
     x = lowering.tensor(a["x"])
     form, features = _form(a), _features(x, a) // 2
     kernel = Gated(lowering.target.isa, features, a["activation"], form)

@@ -1,11 +1,8 @@
 """Operators of the portable and the specialised program; importing the package registers them."""
 
-<<<<<<< HEAD
+from sparsify.ops.active import active_linear, gated_linear, union_share
 from sparsify.ops.attention import block_attention, fused_attention
-=======
-from sparsify.ops.attention import fused_attention
 from sparsify.ops.gate import gate
->>>>>>> w3
 from sparsify.ops.gated import gated
 from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
@@ -14,12 +11,17 @@ from sparsify.ops.linear import ACTIVATIONS, sparse_linear
 from sparsify.ops.norm import fused_norm
 from sparsify.ops.rotary import rotary
 
+LINEARS = frozenset(operator.overload for operator in (sparse_linear, active_linear, gated_linear))
+"""Operators that multiply by one weight, held in a layout, which they name alike."""
+
 __all__ = [
     "ACTIVATIONS",
+    "LINEARS",
     "OPERATORS",
     "PAGE",
     "CacheShape",
     "Operator",
+    "active_linear",
     "block_attention",
     "expected_tokens",
     "from_lanes",
@@ -27,9 +29,11 @@ __all__ = [
     "fused_norm",
     "gate",
     "gated",
+    "gated_linear",
     "kv_append",
     "paged_attention",
     "rotary",
     "sparse_linear",
     "to_lanes",
+    "union_share",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 from sparsify import ops
 from sparsify.codegen.emit.onnx.state import APPENDED
 from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
+from sparsify.ops.onnx import active as actives
 from sparsify.ops.onnx import attention as attentions
 from sparsify.ops.onnx import gate as rules
 from sparsify.ops.onnx import gated as gates
@@ -52,7 +53,7 @@ def _sparse_linear(
     lanes: bool = False,
 ) -> Any:
     assert not lanes
-    storage: linears.Storage = "dense" if layout == "dense" else "csr"
+    storage = _storage(layout)
     return emit(
         linears.linear(storage, activation, bias is not None, residual is not None),
         [x, *weight, *(value for value in (bias, residual) if value is not None)],
@@ -61,6 +62,54 @@ def _sparse_linear(
         storage=storage,
         activation=activation,
     )
+
+
+def _active_linear(
+    x: Any,
+    weight: Sequence[Any],
+    layout: str,
+    out_features: int,
+    in_features: int,
+    active: float,
+    bias: Any = None,
+    activation: str = "none",
+    residual: Any = None,
+) -> Any:
+    storage = _storage(layout)
+    return emit(
+        actives.active_linear(storage, activation, bias is not None, residual is not None),
+        [x, *weight, *(value for value in (bias, residual) if value is not None)],
+        in_features=in_features,
+        out_features=out_features,
+        storage=storage,
+        activation=activation,
+        active=active,
+    )
+
+
+def _gated_linear(
+    x: Any,
+    gate: Any,
+    weight: Sequence[Any],
+    layout: str,
+    out_features: int,
+    in_features: int,
+    active: float,
+    bias: Any = None,
+) -> Any:
+    storage = _storage(layout)
+    return emit(
+        actives.gated_linear(storage, bias is not None),
+        [x, *weight, *(() if bias is None else (bias,)), gate],
+        in_features=in_features,
+        out_features=out_features,
+        storage=storage,
+        active=active,
+    )
+
+
+def _storage(layout: str) -> linears.Storage:
+    return "dense" if layout == "dense" else "csr"
 
 
 def _fused_norm(
@@ -174,6 +223,8 @@ def _paged_attention(
 
 _TRANSLATIONS: dict[str, Translation] = {
     "sparse_linear": _sparse_linear,
+    "active_linear": _active_linear,
+    "gated_linear": _gated_linear,
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
     "rotary": _rotary,
