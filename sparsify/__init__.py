@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsify.artefact.container import ArtefactError
+    from sparsify.calibration import Calibration
     from sparsify.compiled import CompiledModel
     from sparsify.compiler import compile
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.passes.gating import Cats
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
 __all__ = [
     "ArtefactError",
+    "Calibration",
+    "Cats",
     "CompileConfig",
     "CompiledCausalLM",
     "CompiledModel",
@@ -40,6 +44,8 @@ __all__ = [
 # Imported when first used: torch and TVM take seconds.
 _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
+    "Calibration": "sparsify.calibration",
+    "Cats": "sparsify.passes.gating",
     "CompileConfig": "sparsify.config",
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
