@@ -19,7 +19,7 @@ FLOORS = [
     {"clock", "effects", "memory", "sources"},
     {"arguments"},
     {"config", "report", "signature"},
-    {"band", "layouts"},
+    {"band", "layouts", "selectors"},
     {"block_mask"},
     {"ops"},
     {"program"},
