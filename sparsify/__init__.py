@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import Cats
+    from sparsify.passes.quest import Quest
+    from sparsify.passes.streaming_window import StreamingWindow
+    from sparsify.passes.tidal_decode import TidalDecode
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
@@ -32,9 +36,13 @@ __all__ = [
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
+    "DoubleSparsity",
+    "Quest",
     "Report",
     "RoundWeights",
     "Sampling",
+    "StreamingWindow",
+    "TidalDecode",
     "Unstructured",
     "compile",
     "load",
@@ -50,9 +58,13 @@ _HOMES = {
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
+    "DoubleSparsity": "sparsify.passes.double_sparsity",
+    "Quest": "sparsify.passes.quest",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
+    "StreamingWindow": "sparsify.passes.streaming_window",
+    "TidalDecode": "sparsify.passes.tidal_decode",
     "Unstructured": "sparsify.pruning",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",

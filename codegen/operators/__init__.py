@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsify.codegen.operators import active, aten, attention, lanes, linear, logarithms, tokens
+from sparsify.codegen.operators import (
+    active,
+    aten,
+    attention,
+    lanes,
+    linear,
+    logarithms,
+    pages,
+    tokens,
+)
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -31,6 +40,8 @@ CONVERTERS: dict[str, Converter] = {
     "fused_attention.default": attention.convert_fused_attention,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
+    "page_bounds.default": pages.convert_page_bounds,
+    "select_pages.default": pages.convert_select_pages,
     "embedding.default": aten.convert_embedding,
     "index_select.default": aten.convert_index_select,
     "slice.Tensor": aten.convert_slice,
