@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsify.codegen.operators import aten, attention, lanes, linear, tokens
+from sparsify.codegen.operators import aten, attention, experts, lanes, linear, tokens
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -25,6 +25,8 @@ CONVERTERS: dict[str, Converter] = {
     "fused_norm.default": tokens.convert_fused_norm,
     "rotary.default": tokens.convert_rotary,
     "gated.default": tokens.convert_gated,
+    "route.default": experts.convert_route,
+    "experts.default": experts.convert_experts,
     "fused_attention.default": attention.convert_fused_attention,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
@@ -38,3 +40,9 @@ CONVERTERS: dict[str, Converter] = {
     "prod.dim_int": aten.convert_reduction,
     "softmax.int": aten.convert_softmax,
 }
+
+REFUSALS: dict[str, Callable[[fx.Node], str | None]] = {
+    "route.default": experts.refuse_route,
+    "experts.default": experts.refuse_experts,
+}
+"""Why a call of an operator cannot be compiled, where that depends on the call."""
