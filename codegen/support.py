@@ -7,14 +7,9 @@ from functools import cache
 import torch
 from torch import fx
 
-from sparsify import ops
-from sparsify.codegen.gates import gate_kernels
-from sparsify.codegen.operators import CONVERTERS
-from sparsify.codegen.operators.arguments import arguments_of
+from sparsify.codegen.operators import CONVERTERS, REFUSALS
 from sparsify.codegen.trust import casts_halves, untrusted_reason
 from sparsify.effects import is_written
-from sparsify.gates import parse as parse_gate
-from sparsify.selectors import parse as parse_selector
 
 _DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
@@ -30,24 +25,17 @@ def unsupported_reason(node: fx.Node) -> str | None:
     name = getattr(node.target, "__name__", str(node.target))
     if name not in _known_operators():
         return f"{node.target} has no lowering"
-    if node.target == ops.gate.overload:
-        rule = parse_gate(arguments_of(node)["rule"])
-        if gate_kernels(rule) is None:
-            return f"there is no kernel for the gate {rule.spec}"
     values = value if isinstance(value, tuple | list) else [value]
     for result in values:
         if not isinstance(result, torch.Tensor):
             return f"{node.target} returns {type(result).__name__}, not tensors"
         if result.dtype not in _DTYPES and not casts_halves(node):
             return f"{node.target} computes in {result.dtype}, for which there are no kernels"
-    if name == "select_pages.default":
-        selector = parse_selector(arguments_of(node)["selector"])
-        if selector.scoring is None:
-            return f"selector {selector.name!r} has no kernel, only its reference"
     if name not in CONVERTERS and any(map(is_written, node.all_input_nodes)):
         # TVM fuses its own kernels, and so moves them past calls that it takes for independent.
         return f"{node.target} reads a tensor that the program changes in place"
-    return untrusted_reason(node)
+    refuse = REFUSALS.get(name)
+    return untrusted_reason(node) if refuse is None else refuse(node)
 
 
 @cache

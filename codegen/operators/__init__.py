@@ -15,6 +15,7 @@ from sparsify.codegen.operators import (
     active,
     aten,
     attention,
+    experts,
     lanes,
     linear,
     logarithms,
@@ -37,6 +38,8 @@ CONVERTERS: dict[str, Converter] = {
     "rotary.default": tokens.convert_rotary,
     "gate.default": tokens.convert_gate,
     "gated.default": tokens.convert_gated,
+    "route.default": experts.convert_route,
+    "experts.default": experts.convert_experts,
     "fused_attention.default": attention.convert_fused_attention,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
@@ -54,3 +57,11 @@ CONVERTERS: dict[str, Converter] = {
     "log1p.default": logarithms.convert_log1p,
     "softplus.default": logarithms.convert_softplus,
 }
+
+REFUSALS: dict[str, Callable[[fx.Node], str | None]] = {
+    "route.default": experts.refuse_route,
+    "experts.default": experts.refuse_experts,
+    "gate.default": tokens.refuse_gate,
+    "select_pages.default": pages.refuse_select_pages,
+}
+"""Why a call of an operator cannot be compiled, where that depends on the call."""

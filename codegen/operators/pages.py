@@ -29,10 +29,17 @@ def convert_page_bounds(node: fx.Node, lowering: Lowering) -> Any:
     return lowering.call_kernel(kernel, tensors, shape_of(tensors[3]), integers, "int64")
 
 
+def refuse_select_pages(node: fx.Node) -> str | None:
+    selector = parse(arguments_of(node)["selector"])
+    if selector.scoring is not None:
+        return None
+    return f"selector {selector.spec} has no kernel, only its reference"
+
+
 def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
     a = arguments_of(node)
     selector = parse(a["selector"])
-    assert selector.scoring is not None, "support.py leaves it to PyTorch"
+    assert selector.scoring is not None, "refused"
     query, keys = lowering.tensor(a["query"]), lowering.tensor(a["keys"])
     tensors = [lowering.tensor(tensor) for tensor in a["tensors"]]
     rest = [lowering.tensor(a[name]) for name in ("pages", "lengths", "counts")]

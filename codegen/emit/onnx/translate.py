@@ -15,6 +15,7 @@ from sparsify.codegen.emit.onnx.state import APPENDED, BOUNDED
 from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
 from sparsify.ops.onnx import active as actives
 from sparsify.ops.onnx import attention as attentions
+from sparsify.ops.onnx import experts as mixtures
 from sparsify.ops.onnx import gate as rules
 from sparsify.ops.onnx import gated as gates
 from sparsify.ops.onnx import kv_cache as caches
@@ -22,6 +23,8 @@ from sparsify.ops.onnx import linear as linears
 from sparsify.ops.onnx import norm as norms
 from sparsify.ops.onnx import page_selection as selections
 from sparsify.ops.onnx import rotary as rotaries
+from sparsify.ops.onnx import route as routes
+from sparsify.routers import parse as parse_router
 
 Translation = Callable[..., Any]
 
@@ -178,6 +181,39 @@ def _gated(x: Any, activation: str, lanes: bool = False) -> Any:
     return emit(gates.gated(activation), [x], activation=activation)
 
 
+def _route(logits: Any, router: str, parameters: Sequence[Any]) -> Any:
+    operator, attributes = routes.operator_of(parse_router(router), int(logits.shape[1]))
+    return emit(operator, [logits, *parameters], **attributes)
+
+
+def _experts(
+    x: Any,
+    experts: Any,
+    weights: Any,
+    up: Sequence[Any],
+    down: Sequence[Any],
+    bias: Sequence[Any],
+    up_layout: str,
+    down_layout: str,
+    count: int,
+    out_features: int,
+    hidden: int,
+    in_features: int,
+    activation: str,
+    gated: bool = True,
+) -> Any:
+    assert up_layout == down_layout == "dense"
+    return emit(
+        mixtures.experts(gated, activation, bool(bias)),
+        [x, experts, weights, *up, *down, *bias],
+        count=count,
+        out_features=out_features,
+        hidden=hidden,
+        in_features=in_features,
+        activation=activation,
+    )
+
+
 def _kv_append(
     keys: Any,
     values: Any,
@@ -266,6 +302,8 @@ _TRANSLATIONS: dict[str, Translation] = {
     "rotary": _rotary,
     "gate": _gate,
     "gated": _gated,
+    "route": _route,
+    "experts": _experts,
     "paged_attention": _paged_attention,
     "select_pages": _select_pages,
 }

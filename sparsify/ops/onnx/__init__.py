@@ -7,6 +7,7 @@ outputs and function bodies, which exporters write and a library of kernels serv
 from sparsify.ops.onnx import (
     active,
     attention,
+    experts,
     gate,
     gated,
     kv_cache,
@@ -15,6 +16,7 @@ from sparsify.ops.onnx import (
     norm,
     page_selection,
     rotary,
+    route,
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
@@ -26,6 +28,8 @@ _FAMILIES = (
     rotary,
     gate,
     gated,
+    route,
+    experts,
     kv_cache,
     page_selection,
     lanes,
