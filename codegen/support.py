@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import fx
 
-from sparsify.codegen.operators import CONVERTERS
+from sparsify.codegen.operators import CONVERTERS, REFUSALS
 from sparsify.codegen.trust import casts_halves, untrusted_reason
 from sparsify.effects import is_written
 
@@ -34,7 +34,8 @@ def unsupported_reason(node: fx.Node) -> str | None:
     if name not in CONVERTERS and any(map(is_written, node.all_input_nodes)):
         # TVM fuses its own kernels, and so moves them past calls that it takes for independent.
         return f"{node.target} reads a tensor that the program changes in place"
-    return untrusted_reason(node)
+    refuse = REFUSALS.get(name)
+    return untrusted_reason(node) if refuse is None else refuse(node)
 
 
 @cache

@@ -60,6 +60,11 @@ def export_c(
                 f"{decision.reason}; exported C has no PyTorch that could run it, so replace it"
             )
     bound = result.programs
+    taken = {program.name: ", ".join(_inputs(program)) for program in bound}
+    unknown = sorted(set(largest or {}).difference(*map(_inputs, bound)))
+    if unknown:
+        shown = "; ".join(f"entry {entry!r} takes {names}" for entry, names in taken.items())
+        raise ValueError(f"export_c: largest names {', '.join(unknown)}, but {shown}")
     entries = {program.name: _entry(program, largest or {}, state or {}) for program in bound}
     write_archive(folder, entries, chosen, name=name, about=", ".join(bound.names))
 
@@ -146,12 +151,6 @@ def _ranges(program: Program, largest: Sizes) -> dict[str, tuple[int, int]]:
     """Least and most of each size, the most from ``largest``, else from the example inputs."""
     ranges: dict[str, tuple[int, int]] = {}
     inputs = _inputs(program)
-    unknown = sorted(set(largest) - set(inputs))
-    if unknown:
-        raise ValueError(
-            f"export_c: largest names {', '.join(unknown)}, but entry {program.name!r} takes "
-            f"{', '.join(inputs)}"
-        )
     for name, node in inputs.items():
         shape = node.meta["val"].shape
         given = largest.get(name)

@@ -74,9 +74,10 @@ class Source:
         programs = self.rewritten().programs
         if self.generates:
             most = options["max_tokens"] or TextSettings.of(self.loaded.module).max_positions
-            taken = {node.name: node.meta["val"] for node in programs["decode"].user_inputs()}
-            shape = cache_shape(taken["keys"].shape)
-            options = {"largest": largest_shapes(shape, 1, most, CHUNK_TOKENS)}
+            state = {n.name: n.meta["val"].shape for each in programs for n in each.state()}
+            shape = cache_shape(state.pop("keys"))
+            beside = {name: tuple(s[2:]) for name, s in state.items() if name != "values"}
+            options = {"largest": largest_shapes(shape, 1, most, CHUNK_TOKENS, beside)}
         export_c(
             programs,
             folder,

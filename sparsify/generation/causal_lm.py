@@ -14,6 +14,7 @@ import torch
 
 from sparsify.artefact.container import ArtefactError, check_fields
 from sparsify.compiled import CompiledModel
+from sparsify.entry import Entry
 from sparsify.generation.paged_cache import CHUNK_TOKENS, PagedCache, largest_shapes
 from sparsify.generation.prompts import Prompts
 from sparsify.generation.sampling import Sampling
@@ -104,6 +105,7 @@ class CompiledCausalLM:
         self._entries = {name: model.entry(name) for name in (PREFILL, DECODE)}
         taken = {wanted.name: wanted.shape for wanted in model.entry(DECODE).inputs}
         self._shape = cache_shape(taken["keys"])
+        self._beside = {name: kept_beside(entry) for name, entry in self._entries.items()}
 
     @property
     def report(self) -> Report:
@@ -159,7 +161,7 @@ class CompiledCausalLM:
             ValueError: as there, or no sequence, or too many or no tokens.
         """
         most = self._tokens(max_tokens)
-        largest = largest_shapes(self._shape, batch, most, chunk)
+        largest = largest_shapes(self._shape, batch, most, chunk, self._kept_beside())
         self._model.export_c(directory, target=target, name=name, largest=largest)
 
     def new_cache(self, batch: int = 1, max_tokens: int | None = None) -> PagedCache:
@@ -168,7 +170,10 @@ class CompiledCausalLM:
         Raises:
             ValueError: no sequence, or fewer or more tokens than there can be.
         """
-        return PagedCache(self._shape, batch, self._tokens(max_tokens))
+        return PagedCache(self._shape, batch, self._tokens(max_tokens), self._kept_beside())
+
+    def _kept_beside(self) -> dict[str, tuple[int, ...]]:
+        return {name: page for kept in self._beside.values() for name, page in kept.items()}
 
     def _tokens(self, max_tokens: int | None) -> int:
         most = self.settings.max_positions
@@ -235,10 +240,11 @@ class CompiledCausalLM:
     def _append(
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
-        entry = self._entries[DECODE if input_ids.shape[1] == 1 else PREFILL]
+        name = DECODE if input_ids.shape[1] == 1 else PREFILL
+        entry, beside = self._entries[name], {n: cache.beside[n] for n in self._beside[name]}
         of_rows = (input_ids, cache.pages, cache.lengths, counts)
         logits = [
-            entry(*(part.contiguous() for part in group), cache.keys, cache.values)
+            entry(*(part.contiguous() for part in group), cache.keys, cache.values, **beside)
             for group in zip(*(part.split(_ROWS) for part in of_rows), strict=True)
         ]
         cache.advance(counts)
@@ -376,3 +382,12 @@ def cache_shape(keys: Sequence[Any]) -> CacheShape:
     """What the shape of the keys that a model's programs take says of its cache."""
     layers, _, kv_heads, head_dim, _ = keys
     return CacheShape(int(layers), int(kv_heads), int(head_dim))
+
+
+def kept_beside(entry: Entry) -> dict[str, tuple[int, ...]]:
+    """What an entry keeps about pages beside keys and values: the shape of one page, by name."""
+    return {
+        wanted.name: tuple(int(extent) for extent in wanted.shape[2:])
+        for wanted in entry.inputs
+        if wanted.state and wanted.name not in ("keys", "values")
+    }
