@@ -74,76 +74,84 @@ class ColumnsLinear:
         return _Emitter(self).build()
 
 
-class _Emitter(RowKernel):
-    spec: ColumnsLinear
+class ColumnTiles:
+    """Emits the sums of some neighbouring outputs.
 
-    def __init__(self, spec: ColumnsLinear) -> None:
-        super().__init__(spec, spec.layout.rows)
-        self.rows, self.halves = spec.layout.rows, spec.layout.value_bits == 16
-        self.panel_count = spec.layout.panel_count(spec.out_features)
-        self.step = 2 * spec.isa.vector if self.halves else spec.isa.vector
+    Attributes:
+        halves: weights are the upper halves of fp32, in pairs.
+        rows: from one column of ``panels`` to the next.
+        in_features, y_features: features of a token of ``x`` and of ``y``; those of ``y`` begin at
+            ``y_first``.
+        active: the inputs that are not zero.
+        x, panels, y: the kernel's arguments.
+    """
+
+    isa: Isa
+    halves: bool = False
+    rows: Expr | int
+    in_features: Expr | int
+    y_features: Expr | int
+    y_first: int = 0
+    active: ActiveSet
+    x: Expr
+    panels: Expr
+    y: Expr
+
+    @property
+    def step(self) -> int:
         """Outputs that one iteration adds to."""
+        return 2 * self.isa.vector if self.halves else self.isa.vector
 
-    def weight(self) -> tuple[Tensor, ...]:
-        dtype = "int16" if self.halves else "float32"
-        return (Tensor("panels", (self.panel_count, self.spec.in_features, self.rows), dtype),)
-
-    def take(self, *packed: Expr) -> None:
-        (self.panels,) = packed
-        spec = self.spec
-        self.active = ActiveSet(
-            spec.isa, self.x, self.tokens, spec.in_features, known=True, spare=_TOGETHER
-        )
+    def list_active(self, tokens: Expr, known: bool) -> None:
+        """Finds the inputs that are not zero."""
+        self.active = ActiveSet(self.isa, self.x, tokens, self.in_features, known, _TOGETHER)
         self.active.wrap(_TOGETHER)
 
-    def place(self, unit: Expr) -> Expr:
-        """A panel's first output."""
-        return unit * self.rows
-
-    def tile(self, row: Expr, token: Expr, count: int) -> None:
-        part = min(self.rows, max(32, _SUMS // count // 32 * 32))
-        with T.serial(T.int64(-(-self.rows // part))) as i:
-            first = bind(i * part)
-            outputs = bind(T.min(T.int64(part), T.int64(self.rows) - first))
-            self._part(row, first, outputs, part, token, count)
-
-    def _part(
-        self, row: Expr, first: Expr, outputs: Expr, most: int, token: Expr, count: int
+    def part(
+        self,
+        begin: Expr,
+        following: Expr,
+        outputs: Expr,
+        most: int,
+        place: tuple[Expr, Expr],
+        token: Expr,
+        count: int,
     ) -> None:
-        spec, width = self.spec, self.spec.isa.vector
-        pitch = most + _SPREAD
+        """The sums of some outputs.
+
+        Args:
+            begin, following: where the first column of these outputs lies in ``panels``, and that
+                of those which come next.
+            outputs, most: how many, and at most.
+            place: the first one's, and how many there are room for in ``y``.
+        """
+        width, pitch = self.isa.vector, most + _SPREAD
         self.sums = T.alloc_buffer((count * pitch,), "float32", scope="local")
         nothing = splat(0.0, width)
         for t in range(count):
             base = t * pitch
             along(most, width, lambda at, wide, b=base: store(self.sums, b + at, nothing, wide))
-        begin = bind(row * spec.in_features + first)
-        x_at = [bind((token + t) * spec.in_features) for t in range(count)]
-        # The part that follows begins with the first columns again.
-        in_panel = first + outputs < self.rows
-        following = bind(
-            T.if_then_else(in_panel, begin + outputs, begin + spec.in_features * self.rows - first)
-        )
+        x_at = [bind((token + t) * self.in_features) for t in range(count)]
         whole = bind(T.floordiv(self.active.count, _TOGETHER))
         with T.serial(whole) as group:
-            place = bind(group * _TOGETHER)
-            after = place + _TOGETHER < self.active.count
+            first = bind(group * _TOGETHER)
+            # What is behind the last of the list are the first ones.
+            after = first + _TOGETHER < self.active.count
             ahead = bind(T.if_then_else(after, begin, following))
-            self._columns(begin, ahead, place, _TOGETHER, outputs, x_at, pitch)
+            self._columns(begin, ahead, first, _TOGETHER, outputs, x_at, pitch)
         with T.serial(self.active.count - whole * _TOGETHER) as rest:
-            place = bind(whole * _TOGETHER + rest)
-            self._columns(begin, None, place, 1, outputs, x_at, pitch)
-        left = bind(T.min(outputs, T.int64(spec.out_features) - (row + first)))
+            self._columns(begin, None, bind(whole * _TOGETHER + rest), 1, outputs, x_at, pitch)
+        row, room = place
+        left = bind(T.min(outputs, room))
         for t in range(count):
-            y_at = bind((token + t) * spec.out_features + row + first)
-            base = t * pitch
-            along(
-                left,
-                width,
-                lambda at, wide, y=y_at, b=base: store(
-                    self.y, y + at, load(self.sums, b + at, wide), wide
-                ),
-            )
+            y_at = bind((token + t) * self.y_features + self.y_first + row)
+            self._put(y_at, t * pitch, left)
+
+    def _put(self, y_at: Expr, sums_at: int, count: Expr) -> None:
+        def put(at: Expr, width: int) -> None:
+            store(self.y, y_at + at, load(self.sums, sums_at + at, width), width)
+
+        along(count, self.isa.vector, put)
 
     def _columns(
         self,
@@ -156,7 +164,7 @@ class _Emitter(RowKernel):
         pitch: int,
     ) -> None:
         """Adds some columns, whose parts begin ``k * rows`` behind ``begin``, to the sums."""
-        width = self.spec.isa.vector
+        width = self.isa.vector
         columns = [bind(self.active[place + j]) for j in range(together)]
         at = [bind(begin + k * self.rows) for k in columns]
         later = []
@@ -180,7 +188,7 @@ class _Emitter(RowKernel):
 
     def _places(self, i: Expr) -> list[Expr]:
         """The outputs of an iteration's vectors."""
-        width = self.spec.isa.vector
+        width = self.isa.vector
         if not self.halves:
             return [bind(i * width)]
         words = i * width
@@ -189,10 +197,51 @@ class _Emitter(RowKernel):
 
     def _weights(self, at: Expr) -> list[Expr]:
         """The vectors of an iteration's outputs in one column."""
-        width = self.spec.isa.vector
+        width = self.isa.vector
         if not self.halves:
             return [bind(load(self.panels, at, width))]
         pairs = bind(T.reinterpret(f"int32x{width}", load(self.panels, at, 2 * width)))
         low = T.shift_left(pairs, T.Broadcast(T.int32(16), width))
         high = T.bitwise_and(pairs, T.Broadcast(T.int32(-65536), width))
         return [bind(T.reinterpret(f"float32x{width}", half)) for half in (low, high)]
+
+
+class _Emitter(ColumnTiles, RowKernel):
+    spec: ColumnsLinear
+
+    def __init__(self, spec: ColumnsLinear) -> None:
+        layout = spec.layout
+        RowKernel.__init__(self, spec, layout.rows)
+        self.isa, self.rows, self.halves = spec.isa, layout.rows, layout.value_bits == 16
+        self.in_features, self.y_features = spec.in_features, spec.out_features
+
+    def weight(self) -> tuple[Tensor, ...]:
+        spec, dtype = self.spec, "int16" if self.halves else "float32"
+        count = spec.layout.panel_count(spec.out_features)
+        return (Tensor("panels", (count, spec.in_features, spec.layout.rows), dtype),)
+
+    def take(self, *packed: Expr) -> None:
+        (self.panels,) = packed
+        self.list_active(self.tokens, known=True)
+
+    def place(self, unit: Expr) -> Expr:
+        """A panel's first output."""
+        return unit * self.rows
+
+    def tile(self, row: Expr, token: Expr, count: int) -> None:
+        spec, rows = self.spec, self.spec.layout.rows
+        most = part_outputs(rows, count)
+        panel = bind(row * spec.in_features)
+        with T.serial(T.int64(-(-rows // most))) as i:
+            first = bind(i * most)
+            outputs = bind(T.min(T.int64(most), T.int64(rows) - first))
+            begin = bind(panel + first)
+            last = first + outputs == rows
+            following = T.if_then_else(last, panel + spec.in_features * rows, begin + outputs)
+            place = (bind(row + first), T.int64(spec.out_features) - (row + first))
+            self.part(begin, bind(following), outputs, most, place, token, count)
+
+
+def part_outputs(outputs: int, tokens: int) -> int:
+    """Outputs whose sums of some tokens stay in the first-level cache."""
+    return min(outputs, max(32, _SUMS // tokens // 32 * 32))

@@ -28,6 +28,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     along,
     arguments,
     bind,
+    i64,
     prefetch,
     prim_func,
     splat,
@@ -72,12 +73,103 @@ class GatedRowsLinear:
         return _Emitter(self).build()
 
 
-class _Emitter(DenseRowTiles):
-    in_features: int
+class GatedRowTiles(DenseRowTiles):
+    """Emits the runs of the list of active outputs.
 
+    Attributes:
+        unit: active rows that share a load of activations.
+        widest: widest token tile.
+        in_features, y_features: features of a token of ``x``, and of the gate and ``y``. Sizes
+            known only at run time are whole steps.
+        active: the outputs whose gate is not zero.
+        x, gate, matrix, bias, y: the kernel's arguments.
+    """
+
+    widest: int
+    tokens: Expr
+    active: ActiveSet
+    gate: Expr
+    bias: Expr | None
+
+    def runs(self, tasks: Expr) -> None:
+        """All outputs, in so many tasks."""
+        count = self.active.count
+        with T.parallel(tasks) as task:
+            begin, end = (bind(T.floordiv(count * (task + i), tasks)) for i in range(2))
+            self._run(begin, end, task)
+
+    def _run(self, begin: Expr, end: Expr, task: Expr) -> None:
+        """The entries of the list from ``begin``, and the outputs up to those of ``end``."""
+        count, width, unit = self.active.count, self.isa.vector, self.unit
+        first = bind(T.if_then_else(task == 0, T.int64(0), self._output(begin)))
+        last = bind(self._output(end))
+        with T.serial(self.tokens) as token:
+            at = bind(token * self.y_features + first)
+            along(
+                bind(last - first),
+                width,
+                lambda o, wide: store(self.y, at + o, splat(0.0, wide), wide),
+            )
+        with T.serial(T.floordiv(end - begin + (unit - 1), unit)) as group:
+            place = bind(begin + group * unit)
+            # A group that is not full repeats the run's last row.
+            rows = [bind(self.active[T.min(place + r, end - 1)]) for r in range(unit)]
+            later = [bind(self.active[T.min(place + (unit + r), count - 1)]) for r in range(unit)]
+            token_tiles(
+                self.tokens,
+                self.widest,
+                lambda token, tile: self._group(rows, later, token, tile),
+            )
+
+    def _output(self, place: Expr) -> Expr:
+        """The output of an entry; behind the last, the number of outputs."""
+        inside = place < self.active.count
+        return T.if_then_else(inside, self.active[place], i64(self.y_features))
+
+    def _group(self, rows: list[Expr], later: list[Expr], token: Expr, count: int) -> None:
+        """As many of the rows at once as have registers for ``count`` tokens."""
+        together = max(1, min(len(rows), self.isa.registers // 2 // count))
+        for r in range(0, len(rows), together):
+            self._active(rows[r : r + together], later[r : r + together], token, count)
+
+    def _active(self, rows: list[Expr], later: list[Expr], token: Expr, count: int) -> None:
+        width, features = self.isa.vector, self.in_features
+        w_at, next_at = ([bind(row * features) for row in some] for some in (rows, later))
+        x_at = [bind((token + t) * features) for t in range(count)]
+        total = Registers(len(rows) * count, width)
+        total.clear()
+        known = isinstance(features, int)
+        whole = T.int64(features // _STEP) if known else bind(T.floordiv(features, _STEP))
+        own = bind(T.max(T.int64(0), whole - _AHEAD // _STEP))
+
+        def steps(begin: Expr, many: Expr, ahead: list[Expr], shift: Expr | int) -> None:
+            with T.serial(many) as step:
+                column = bind((begin + step) * _STEP)
+                for at in ahead:
+                    prefetch(self.matrix, at + column + shift, near=False)
+                self._step(total, [at + column for at in w_at], [at + column for at in x_at], _STEP)
+
+        steps(T.int64(0), own, w_at, _AHEAD)
+        steps(own, whole - own, next_at, bind(own * -_STEP))
+        if known and (left := features % _STEP):
+            end = features - left
+            self._step(total, [w + end for w in w_at], [x + end for x in x_at], left)
+        lanes = min(width, len(rows))
+        for t in range(count):
+            sums = lane_sums([total[r * count + t] for r in range(len(rows))], width)
+            for r, row in enumerate(rows):
+                at = bind((token + t) * self.y_features + row)
+                value = sums[r // lanes]
+                value = T.Shuffle([value], [r % lanes]) if lanes > 1 else value
+                if self.bias is not None:
+                    value = value + self.bias[row]
+                store(self.y, at, self.gate[at] * value, 1)
+
+
+class _Emitter(GatedRowTiles):
     def __init__(self, spec: GatedRowsLinear) -> None:
-        self.spec, self.isa, self.unit = spec, spec.isa, spec.rows
-        self.in_features = spec.in_features
+        self.spec, self.isa, self.unit, self.widest = spec, spec.isa, spec.rows, spec.tokens
+        self.in_features, self.y_features = spec.in_features, spec.out_features
 
     def build(self) -> Any:
         spec = self.spec
@@ -93,80 +185,5 @@ class _Emitter(DenseRowTiles):
             self.active = ActiveSet(
                 spec.isa, self.gate, self.tokens, spec.out_features, known=True, spare=1
             )
-            count, (tasks, _) = self.active.count, row_share(spec.out_features, spec.rows)
-            with T.parallel(T.int64(tasks)) as task:
-                self._run(*(bind(T.floordiv(count * (task + i), tasks)) for i in range(2)), task)
+            self.runs(T.int64(row_share(spec.out_features, spec.rows)[0]))
         return result[0]
-
-    def _run(self, begin: Expr, end: Expr, task: Expr) -> None:
-        """The entries of the list from ``begin``, and the outputs up to those of ``end``."""
-        spec, count = self.spec, self.active.count
-        outputs = T.int64(spec.out_features)
-        first = bind(T.if_then_else(task == 0, T.int64(0), self._output(begin)))
-        last = bind(self._output(end))
-        width = spec.isa.vector
-        with T.serial(self.tokens) as token:
-            at = bind(token * outputs + first)
-            along(
-                bind(last - first),
-                width,
-                lambda o, wide: store(self.y, at + o, splat(0.0, wide), wide),
-            )
-        groups = bind(T.floordiv(end - begin + (spec.rows - 1), spec.rows))
-        with T.serial(groups) as group:
-            place = bind(begin + group * spec.rows)
-            # A group that is not full repeats the run's last row.
-            rows = [bind(self.active[T.min(place + r, end - 1)]) for r in range(spec.rows)]
-            later = [
-                bind(self.active[T.min(place + (spec.rows + r), count - 1)])
-                for r in range(spec.rows)
-            ]
-            token_tiles(
-                self.tokens,
-                spec.tokens,
-                lambda token, tile: self._group(rows, later, token, tile),
-            )
-
-    def _output(self, place: Expr) -> Expr:
-        """The output of an entry; behind the last, the number of outputs."""
-        inside = place < self.active.count
-        return T.if_then_else(inside, self.active[place], T.int64(self.spec.out_features))
-
-    def _group(self, rows: list[Expr], later: list[Expr], token: Expr, count: int) -> None:
-        """As many of the rows at once as have registers for ``count`` tokens."""
-        together = max(1, min(len(rows), self.isa.registers // 2 // count))
-        for r in range(0, len(rows), together):
-            self._tile(rows[r : r + together], later[r : r + together], token, count)
-
-    def _tile(self, rows: list[Expr], later: list[Expr], token: Expr, count: int) -> None:
-        spec, width, features = self.spec, self.isa.vector, self.in_features
-        w_at, next_at = ([bind(row * features) for row in some] for some in (rows, later))
-        x_at = [bind((token + t) * features) for t in range(count)]
-        total = Registers(len(rows) * count, width)
-        total.clear()
-        whole = features // _STEP
-        own = max(0, whole - _AHEAD // _STEP)
-        for begin, steps, ahead, shift in (
-            (0, own, w_at, _AHEAD),
-            (own, whole - own, next_at, -own * _STEP),
-        ):
-            if not steps:
-                continue
-            with T.serial(T.int64(steps)) as step:
-                column = bind((begin + step) * _STEP)
-                for at in ahead:
-                    prefetch(self.matrix, at + column + shift, near=False)
-                self._step(total, [at + column for at in w_at], [at + column for at in x_at], _STEP)
-        if left := features % _STEP:
-            at = features - left
-            self._step(total, [w + at for w in w_at], [x + at for x in x_at], left)
-        for t in range(count):
-            sums = lane_sums([total[r * count + t] for r in range(len(rows))], width)
-            for r, row in enumerate(rows):
-                at = bind((token + t) * spec.out_features + row)
-                lanes = min(width, len(rows))
-                value = sums[r // lanes]
-                value = T.Shuffle([value], [r % lanes]) if lanes > 1 else value
-                if self.bias is not None:
-                    value = value + self.bias[row]
-                store(self.y, at, self.gate[at] * value, 1)
