@@ -15,6 +15,7 @@ from sparsify.layouts.csr import Csr
 from sparsify.layouts.dense import Dense, PackedDense
 from sparsify.layouts.dense_columns import DenseColumns
 from sparsify.layouts.sell import Sell
+from sparsify.layouts.stack import Stack
 from sparsify.layouts.stats import WeightStats
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Layout",
     "PackedDense",
     "Sell",
+    "Stack",
     "WeightStats",
     "form_of",
     "layout_names",
