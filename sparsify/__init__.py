@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
-    from sparsify.passes.gating import Cats
+    from sparsify.passes.gating import (
+        Cats,
+        Chess,
+        ExactZeros,
+        RSparse,
+        SparkTopK,
+        Teal,
+        TopK,
+        Wina,
+    )
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
@@ -28,14 +37,21 @@ __all__ = [
     "ArtefactError",
     "Calibration",
     "Cats",
+    "Chess",
     "CompileConfig",
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
+    "ExactZeros",
+    "RSparse",
     "Report",
     "RoundWeights",
     "Sampling",
+    "SparkTopK",
+    "Teal",
+    "TopK",
     "Unstructured",
+    "Wina",
     "compile",
     "load",
     "prune",
@@ -46,14 +62,21 @@ _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
     "Calibration": "sparsify.calibration",
     "Cats": "sparsify.passes.gating",
+    "Chess": "sparsify.passes.gating",
     "CompileConfig": "sparsify.config",
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
+    "ExactZeros": "sparsify.passes.gating",
+    "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
+    "SparkTopK": "sparsify.passes.gating",
+    "Teal": "sparsify.passes.gating",
+    "TopK": "sparsify.passes.gating",
     "Unstructured": "sparsify.pruning",
+    "Wina": "sparsify.passes.gating",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
     "prune": "sparsify.pruning",
