@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsify.analysis import analyze_activations
     from sparsify.artefact.container import ArtefactError
     from sparsify.calibration import Calibration
     from sparsify.compiled import CompiledModel
@@ -52,6 +53,7 @@ __all__ = [
     "TopK",
     "Unstructured",
     "Wina",
+    "analyze_activations",
     "compile",
     "load",
     "prune",
@@ -77,6 +79,7 @@ _HOMES = {
     "TopK": "sparsify.passes.gating",
     "Unstructured": "sparsify.pruning",
     "Wina": "sparsify.passes.gating",
+    "analyze_activations": "sparsify.analysis",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
     "prune": "sparsify.pruning",

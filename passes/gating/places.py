@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import fx
@@ -50,6 +50,9 @@ class Place(ABC):
     linear: fx.Node
     site: Site
 
+    values: ClassVar[Literal["inputs", "gates"]]
+    """What is gated."""
+
     @property
     def x(self) -> fx.Node:
         """The value of which calibration must bring samples."""
@@ -82,6 +85,8 @@ class InputPlace(Place):
         x - gate(x) -> sparse_linear(inner) -> sparse_linear(outer) -> r
         gate(x) -> active_linear(W, residual=r)
     """
+
+    values = "inputs"
 
     def observe(self, program: Program, x: torch.Tensor) -> Observed:
         return Observed(x, x, stored_weight(program, self.linear))
@@ -143,6 +148,8 @@ class GatePlace(Place):
     down: fx.Node
     activated: bool = True
 
+    values = "gates"
+
     @property
     def activation(self) -> str:
         name: str = arguments(self.gated)["activation"]
@@ -151,10 +158,10 @@ class GatePlace(Place):
     def observe(self, program: Program, x: torch.Tensor) -> Observed:
         bias = program.weight_of(arguments(self.linear)["bias"])
         both = torch.nn.functional.linear(x, stored_weight(program, self.linear), bias)
-        values, up = both.detach().chunk(2, dim=-1)
-        opened = ACTIVATIONS[self.activation](values)
+        closed, up = both.detach().chunk(2, dim=-1)
+        opened = ACTIVATIONS[self.activation](closed)
         weight = stored_weight(program, self.down)
-        return Observed(opened if self.activated else values, opened * up, weight)
+        return Observed(opened if self.activated else closed, opened * up, weight)
 
     def apply(self, rewriter: Rewriter, plan: Plan) -> None:
         halves = _halves(rewriter, self.linear, self.site)
