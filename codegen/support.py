@@ -7,13 +7,9 @@ from functools import cache
 import torch
 from torch import fx
 
-from sparsify import ops
-from sparsify.codegen.gates import gate_kernels
-from sparsify.codegen.operators import CONVERTERS
-from sparsify.codegen.operators.arguments import arguments_of
+from sparsify.codegen.operators import CONVERTERS, REFUSALS
 from sparsify.codegen.trust import casts_halves, untrusted_reason
 from sparsify.effects import is_written
-from sparsify.gates import parse
 
 _DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
@@ -29,10 +25,6 @@ def unsupported_reason(node: fx.Node) -> str | None:
     name = getattr(node.target, "__name__", str(node.target))
     if name not in _known_operators():
         return f"{node.target} has no lowering"
-    if node.target == ops.gate.overload:
-        rule = parse(arguments_of(node)["rule"])
-        if gate_kernels(rule) is None:
-            return f"there is no kernel for the gate {rule.spec}"
     values = value if isinstance(value, tuple | list) else [value]
     for result in values:
         if not isinstance(result, torch.Tensor):
@@ -42,7 +34,8 @@ def unsupported_reason(node: fx.Node) -> str | None:
     if name not in CONVERTERS and any(map(is_written, node.all_input_nodes)):
         # TVM fuses its own kernels, and so moves them past calls that it takes for independent.
         return f"{node.target} reads a tensor that the program changes in place"
-    return untrusted_reason(node)
+    refuse = REFUSALS.get(name)
+    return untrusted_reason(node) if refuse is None else refuse(node)
 
 
 @cache

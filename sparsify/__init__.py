@@ -31,6 +31,11 @@ if TYPE_CHECKING:
         TopK,
         Wina,
     )
+    from sparsify.passes.double_sparsity import DoubleSparsity
+    from sparsify.passes.gating import Cats
+    from sparsify.passes.quest import Quest
+    from sparsify.passes.streaming_window import StreamingWindow
+    from sparsify.passes.tidal_decode import TidalDecode
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
@@ -51,6 +56,13 @@ __all__ = [
     "SparkTopK",
     "Teal",
     "TopK",
+    "DoubleSparsity",
+    "Quest",
+    "Report",
+    "RoundWeights",
+    "Sampling",
+    "StreamingWindow",
+    "TidalDecode",
     "Unstructured",
     "Wina",
     "analyze_activations",
@@ -77,6 +89,13 @@ _HOMES = {
     "SparkTopK": "sparsify.passes.gating",
     "Teal": "sparsify.passes.gating",
     "TopK": "sparsify.passes.gating",
+    "DoubleSparsity": "sparsify.passes.double_sparsity",
+    "Quest": "sparsify.passes.quest",
+    "Report": "sparsify.report",
+    "RoundWeights": "sparsify.pruning",
+    "Sampling": "sparsify.generation",
+    "StreamingWindow": "sparsify.passes.streaming_window",
+    "TidalDecode": "sparsify.passes.tidal_decode",
     "Unstructured": "sparsify.pruning",
     "Wina": "sparsify.passes.gating",
     "analyze_activations": "sparsify.analysis",

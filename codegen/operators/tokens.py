@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from sparsify.codegen.gates import gate_kernels
 from sparsify.codegen.kernels.cpu.gate import GateKernel
 from sparsify.codegen.kernels.cpu.gated import Gated
 from sparsify.codegen.kernels.cpu.norm import Norm, RowNorm
@@ -48,6 +49,11 @@ def convert_gate(node: fx.Node, lowering: Lowering) -> Any:
     form, features = _form(a), _features(x, a)
     kernel = GateKernel(lowering.target.isa, features, parse(a["rule"]), form)
     return _call(lowering, kernel, form, features, [x], parameters)
+
+
+def refuse_gate(node: fx.Node) -> str | None:
+    rule = parse(arguments_of(node)["rule"])
+    return None if gate_kernels(rule) else f"gate {rule.spec} has no kernel, only its reference"
 
 
 def convert_gated(node: fx.Node, lowering: Lowering) -> Any:

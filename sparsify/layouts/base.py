@@ -83,6 +83,11 @@ class Layout(ABC):
         return None
 
     @property
+    def unit(self) -> int:
+        """Rows that cannot be parted: a stack of matrices gives each whole units."""
+        return 1
+
+    @property
     def spec(self) -> str:
         return spec_of(self)
 

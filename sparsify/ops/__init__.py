@@ -2,6 +2,7 @@
 
 from sparsify.ops.active import active_linear, gated_linear, union_share
 from sparsify.ops.attention import block_attention, fused_attention
+from sparsify.ops.experts import ExpertsShape, experts
 from sparsify.ops.gate import gate
 from sparsify.ops.gated import gated
 from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
@@ -9,7 +10,9 @@ from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
 from sparsify.ops.library import OPERATORS, Operator
 from sparsify.ops.linear import ACTIVATIONS, sparse_linear
 from sparsify.ops.norm import fused_norm
+from sparsify.ops.page_selection import page_bounds, select_pages
 from sparsify.ops.rotary import rotary
+from sparsify.ops.route import route
 
 LINEARS = frozenset(operator.overload for operator in (sparse_linear, active_linear, gated_linear))
 """Operators that multiply by one weight, held in a layout, which they name alike."""
@@ -20,10 +23,12 @@ __all__ = [
     "OPERATORS",
     "PAGE",
     "CacheShape",
+    "ExpertsShape",
     "Operator",
     "active_linear",
     "block_attention",
     "expected_tokens",
+    "experts",
     "from_lanes",
     "fused_attention",
     "fused_norm",
@@ -31,8 +36,11 @@ __all__ = [
     "gated",
     "gated_linear",
     "kv_append",
+    "page_bounds",
     "paged_attention",
     "rotary",
+    "route",
+    "select_pages",
     "sparse_linear",
     "to_lanes",
     "union_share",

@@ -28,13 +28,18 @@ def test_every_operator_has_cases():
 def test_result(case):
     """The unused lanes of the last group may hold anything; they are not compared."""
     args = case.own_args()
-    found = OPERATORS[case.operator].overload(*args, **case.kwargs)
-    assert found.is_contiguous()
+    results = in_tuple(OPERATORS[case.operator].overload(*args, **case.kwargs))
     for position, expected in case.written.items():
         assert torch.equal(args[position], expected)
-    known = case.expected != 0
-    torch.testing.assert_close(found[known], case.expected[known], atol=1e-5, rtol=1e-5)
-    assert found.shape == case.expected.shape
+    for found, expected in zip(results, in_tuple(case.expected), strict=True):
+        assert found.is_contiguous() and found.dtype == expected.dtype
+        known = expected != 0
+        torch.testing.assert_close(found[known], expected[known], atol=1e-5, rtol=1e-5)
+        assert found.shape == expected.shape
+
+
+def in_tuple(results):
+    return results if isinstance(results, tuple) else (results,)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,7 +50,8 @@ def test_fake_kernel(case):
     with FakeTensorMode() as mode:
         as_fake = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, case.args)
         fake = OPERATORS[case.operator].overload(*as_fake)
-    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+    for f, r in zip(in_tuple(fake), in_tuple(real), strict=True):
+        assert (f.shape, f.dtype, f.stride()) == (r.shape, r.dtype, r.stride())
 
 
 @pytest.mark.parametrize("name", list(OPERATORS))

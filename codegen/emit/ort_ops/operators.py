@@ -9,9 +9,13 @@ from sparsify.ops.onnx import ONNX_OPERATORS, OnnxOperator
 
 FUNCTION_BODIES = {
     "gated_linear": "its body multiplies by the gate what the standard kernel of MatMul computes",
+    "route": "a token's takes tens of operations beside the millions of its experts",
+    "experts": "a loop of products that ONNX Runtime multiplies as fast as kernels of any shape do",
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
     "gate": "a comparison of a few KB: less than a hundredth of the linear that it feeds",
+    "page_bounds": "it writes state beside the cache, which is copied at every step",
+    "select_pages": "it chooses what paged_attention reads of the copied cache",
     "to_lanes": "exported files hold portable programs, which have no lanes",
     "from_lanes": "exported files hold portable programs, which have no lanes",
 }

@@ -4,10 +4,36 @@ One file a family. `ONNX_OPERATORS` is the whole domain: names, inputs in order,
 outputs and function bodies, which exporters write and a library of kernels serves.
 """
 
-from sparsify.ops.onnx import active, attention, gate, gated, kv_cache, lanes, linear, norm, rotary
+from sparsify.ops.onnx import (
+    active,
+    attention,
+    experts,
+    gate,
+    gated,
+    kv_cache,
+    lanes,
+    linear,
+    norm,
+    page_selection,
+    rotary,
+    route,
+)
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
-_FAMILIES = (linear, active, norm, attention, rotary, gate, gated, kv_cache, lanes)
+_FAMILIES = (
+    linear,
+    active,
+    norm,
+    attention,
+    rotary,
+    gate,
+    gated,
+    route,
+    experts,
+    kv_cache,
+    page_selection,
+    lanes,
+)
 
 ONNX_OPERATORS: dict[str, OnnxOperator] = {
     operator.name: operator for family in _FAMILIES for operator in family.KINDS
