@@ -41,6 +41,7 @@ CONVERTERS: dict[str, Converter] = {
     "route.default": experts.convert_route,
     "experts.default": experts.convert_experts,
     "fused_attention.default": attention.convert_fused_attention,
+    "block_attention.default": attention.convert_block_attention,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
     "page_bounds.default": pages.convert_page_bounds,

@@ -7,6 +7,7 @@ outputs and function bodies, which exporters write and a library of kernels serv
 from sparsify.ops.onnx import (
     active,
     attention,
+    block_attention,
     experts,
     gate,
     gated,
@@ -25,6 +26,7 @@ _FAMILIES = (
     active,
     norm,
     attention,
+    block_attention,
     rotary,
     gate,
     gated,
