@@ -34,6 +34,7 @@ _KERNELS: dict[Any, tuple[str, ...]] = {
     ops.rotary.overload: ("x", "cos", "sin"),
     ops.gated.overload: ("x",),
     ops.fused_attention.overload: ("query", "key", "value"),
+    ops.block_attention.overload: ("query", "key", "value"),
     ops.paged_attention.overload: ("query",),
     ops.kv_append.overload: ("key", "value"),
 }
@@ -41,6 +42,7 @@ _KERNELS: dict[Any, tuple[str, ...]] = {
 
 _EXTENTS: dict[Any, tuple[tuple[str, int], ...]] = {
     ops.fused_attention.overload: (("query", 0), ("query", 1), ("key", 1)),
+    ops.block_attention.overload: (("query", 0), ("query", 1), ("key", 1)),
     ops.paged_attention.overload: (("query", 0), ("query", 1)),
     ops.kv_append.overload: (("key", 0), ("key", 1)),
 }

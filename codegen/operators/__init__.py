@@ -26,6 +26,7 @@ CONVERTERS: dict[str, Converter] = {
     "rotary.default": tokens.convert_rotary,
     "gated.default": tokens.convert_gated,
     "fused_attention.default": attention.convert_fused_attention,
+    "block_attention.default": attention.convert_block_attention,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
     "embedding.default": aten.convert_embedding,

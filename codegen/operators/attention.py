@@ -13,9 +13,9 @@ from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.attention import Attention
 from sparsify.codegen.kernels.cpu.attention_mask import QUERY_PADDING, AttentionMask, MaskShape
 from sparsify.codegen.kernels.cpu.kv_append import KvAppend
-from sparsify.codegen.kernels.cpu.paged_cache import Scores
 from sparsify.codegen.kernels.cpu.paged_decode import PagedDecode
 from sparsify.codegen.kernels.cpu.paged_prefill import PagedPrefill
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.operators.arguments import (
     arguments_of,
     extents_of,
@@ -40,6 +40,22 @@ def query_vectors(isa: Isa) -> int:
 
 
 def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
+    return _attention(node, lowering, (), None, 0.0)
+
+
+def convert_block_attention(node: fx.Node, lowering: Lowering) -> Any:
+    a = arguments_of(node)
+    lists = [lowering.tensor(tensor) for tensor in a["blocks"]]
+    return _attention(node, lowering, lists, (a["block"][0], a["block"][1]), a["skip"])
+
+
+def _attention(
+    node: fx.Node,
+    lowering: Lowering,
+    lists: Sequence[Any],
+    block: tuple[int, int] | None,
+    skip: float,
+) -> Any:
     a = arguments_of(node)
     query, key, value = (lowering.tensor(a[name]) for name in ("query", "key", "value"))
     in_lanes = bool(a["extents"])
@@ -58,16 +74,19 @@ def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
         a["head_dim"],
         tuple(int(shape_of(t)[1]) for t in (query, key, value)),  # type: ignore[arg-type]
         tuple(a["offsets"]),
-        a["scale"],
+        Scores(a["scale"], a["window"], a["softcap"]),
         a["causal"],
+        a["sinks"],
         mask_shape,
         query_vectors(isa),
+        block,
+        skip,
     )
     groups = lowering.extent(node.meta["val"].shape[0])
     if not in_lanes:
         groups = lane_groups(extents[0] * extents[1])
     shape = (groups, a["heads"] * a["head_dim"], LANES)
-    y = lowering.call_kernel(kernel, [query, key, value, mask], shape, extents)
+    y = lowering.call_kernel(kernel, [query, key, value, mask, *lists], shape, extents)
     return y if in_lanes else from_lanes(lowering, y, extents[:2])
 
 

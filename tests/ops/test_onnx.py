@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from sparsify.block_mask import BlockMask
 from sparsify.codegen.operators import CONVERTERS
 from sparsify.layouts.stats import exact_in_bfloat16
 from sparsify.ops import ACTIVATIONS, OPERATORS, PAGE
 from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS, OPSET, VERSION, OnnxOperator
 from sparsify.ops.onnx.attention import attention
+from sparsify.ops.onnx.block_attention import block_attention
 from sparsify.ops.onnx.gated import gated
 from sparsify.ops.onnx.kv_cache import APPEND, paged_attention
 from sparsify.ops.onnx.lanes import FROM_LANES, TO_LANES
@@ -125,6 +127,57 @@ def attention_cases() -> Iterator[Case]:
             )
 
 
+def banded_cases() -> Iterator[Case]:
+    """Windows and soft caps, of every mask; some queries see nothing."""
+    kinds = [k for k in product(("none", "mask", "bias"), *([(False, True)] * 3)) if any(k[2:])]
+    for number, (mask_kind, causal, windowed, capped) in enumerate(kinds):
+        batch, length = TOKENS[number % len(TOKENS)]
+        keys = max(1, length - 3)
+        query, memory = torch.randn(batch, length, 13), torch.randn(batch, keys, 17)
+        seen = torch.rand(batch, 1, length, keys) > 0.4
+        masks = {"none": None, "mask": seen}
+        masks["bias"] = torch.randn(batch, HEADS, length, keys).masked_fill(~seen, -torch.inf)
+        window, sinks = (2, number % 2) if windowed else (0, 0)
+        softcap = 1.5 if capped else 0.0
+        mask = masks[mask_kind]
+        args = (query, memory, memory, mask, HEADS, KV_HEADS, HEAD_DIM, [1, 2, 8], 0.4, causal)
+        y = call("fused_attention", *args, [], window, sinks, softcap)
+        attributes = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
+        attributes |= {"offsets": [1, 2, 8], "scale": 0.4}
+        attributes |= {"window": window, "sinks": sinks} if windowed else {}
+        attributes |= {"softcap": softcap} if capped else {}
+        operator = attention(mask_kind, causal, windowed, capped)
+        inputs = {"query": query, "key": memory, "value": memory, "mask": mask}
+        yield Case(operator, of(operator, inputs), attributes, (y,))
+
+
+def block_cases() -> Iterator[Case]:
+    """Lists for all heads, for each key head and for each head; some queries see nothing."""
+    for number, (mask_kind, capped) in enumerate(product(("none", "mask", "bias"), (False, True))):
+        batch, length, keys, block = 2, 37, 50, (32, 16)
+        query, memory = torch.randn(batch, length, 13), torch.randn(batch, keys, 17)
+        lists = [(1, 1), (batch, KV_HEADS), (1, HEADS)][number % 3]
+        kinds = torch.randint(0, 3, (*lists, 2, 4), dtype=torch.int8)
+        kinds[0, 0, 1] = 0
+        blocks = BlockMask.of_kinds(kinds, (length, keys), block).tensors
+        masks = {"none": None, "mask": torch.rand(batch, 1, 1, keys) > 0.4}
+        mask = {**masks, "bias": torch.randn(1, HEADS, length, keys)}[mask_kind]
+        attributes = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
+        attributes |= {"offsets": [1, 2, 8], "scale": 0.4, "block": list(block)}
+        attributes |= {"causal": number % 2, "window": [0, 9][number // 3], "sinks": number}
+        y = call(
+            "block_attention", query, memory, memory, blocks, mask, HEADS, KV_HEADS, HEAD_DIM,
+            [1, 2, 8], 0.4, block, number % 2 == 1, attributes["window"], number,
+            1.5 if capped else 0.0,
+        )  # fmt: skip
+        attributes |= {"skip": 0.0, **({"softcap": 1.5} if capped else {})}
+        names = ("counts", "indices", "full_counts", "full_indices")
+        inputs = {"query": query, "key": memory, "value": memory, "mask": mask}
+        inputs |= dict(zip(names, blocks, strict=True))
+        operator = block_attention(mask_kind, capped)
+        yield Case(operator, of(operator, inputs), attributes, (y,))
+
+
 def cache_cases() -> Iterator[Case]:
     for number, (batch, length) in enumerate(TOKENS):
         width = -(-(length + 20) // PAGE)
@@ -158,7 +211,14 @@ def cache_cases() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     torch.manual_seed(0)
-    return [*linear_cases(), *row_cases(), *attention_cases(), *cache_cases()]
+    return [
+        *linear_cases(),
+        *row_cases(),
+        *attention_cases(),
+        *banded_cases(),
+        *block_cases(),
+        *cache_cases(),
+    ]
 
 
 CASES = all_cases()

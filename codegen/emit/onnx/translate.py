@@ -14,6 +14,7 @@ from sparsify import ops
 from sparsify.codegen.emit.onnx.state import APPENDED
 from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
 from sparsify.ops.onnx import attention as attentions
+from sparsify.ops.onnx import block_attention as block_attentions
 from sparsify.ops.onnx import gated as gates
 from sparsify.ops.onnx import kv_cache as caches
 from sparsify.ops.onnx import linear as linears
@@ -93,22 +94,67 @@ def _fused_attention(
     scale: float,
     causal: bool = False,
     extents: Sequence[int] = (),
+    window: int = 0,
+    sinks: int = 0,
+    softcap: float = 0.0,
 ) -> Any:
-    import onnxscript
-
     assert not extents
-    kind: attentions.Mask = "none"
-    if mask is not None:
-        kind = "mask" if mask.dtype == onnxscript.ir.DataType.BOOL else "bias"
     return emit(
-        attentions.attention(kind, causal),
+        attentions.attention(_mask_kind(mask), causal, window > 0, softcap > 0),
         [query, key, value, *(() if mask is None else (mask,))],
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         offsets=list(offsets),
         scale=scale,
+        **({"window": window, "sinks": sinks} if window else {}),
+        **({"softcap": softcap} if softcap else {}),
     )
+
+
+def _block_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    blocks: Sequence[Any],
+    mask: Any,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    offsets: Sequence[int],
+    scale: float,
+    block: Sequence[int],
+    causal: bool = False,
+    window: int = 0,
+    sinks: int = 0,
+    softcap: float = 0.0,
+    skip: float = 0.0,
+    extents: Sequence[int] = (),
+) -> Any:
+    assert not extents
+    return emit(
+        block_attentions.block_attention(_mask_kind(mask), softcap > 0),
+        [query, key, value, *blocks, *(() if mask is None else (mask,))],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        offsets=list(offsets),
+        scale=scale,
+        block=list(block),
+        causal=int(causal),
+        window=window,
+        sinks=sinks,
+        skip=skip,
+        **({"softcap": softcap} if softcap else {}),
+    )
+
+
+def _mask_kind(mask: Any) -> attentions.Mask:
+    import onnxscript
+
+    if mask is None:
+        return "none"
+    return "mask" if mask.dtype == onnxscript.ir.DataType.BOOL else "bias"
 
 
 def _rotary(x: Any, cos: Any, sin: Any, heads: int, head_dim: int, lanes: bool = False) -> Any:
@@ -169,6 +215,7 @@ _TRANSLATIONS: dict[str, Translation] = {
     "sparse_linear": _sparse_linear,
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
+    "block_attention": _block_attention,
     "rotary": _rotary,
     "gated": _gated,
     "paged_attention": _paged_attention,

@@ -46,7 +46,8 @@ def _row(operator: OnnxOperator) -> str:
 def _family(operator: OnnxOperator) -> str:
     if operator.family == "fused_norm":
         return "LAYER_NORM" if operator.name == "LayerNorm" else "RMS_NORM"
-    names = {"sparse_linear": "LINEAR", "fused_attention": "ATTENTION"}
+    names = {"sparse_linear": "LINEAR"}
+    names |= dict.fromkeys(("fused_attention", "block_attention"), "ATTENTION")
     return names.get(operator.family, operator.family.upper())
 
 
@@ -67,10 +68,16 @@ def _gated(operator: OnnxOperator) -> dict[str, str]:
 
 
 def _attention(operator: OnnxOperator) -> dict[str, str]:
-    mask = re.fullmatch(r"Attention(Mask|Bias)?(Causal)?", operator.name)
+    mask = re.fullmatch(r"(?:Block)?Attention(Mask|Bias)?(Causal)?.*", operator.name)
     assert mask is not None, operator.name
     kinds = {None: "MASK_NONE", "Mask": "MASK_BOOL", "Bias": "MASK_FLOAT"}
-    return {"mask": kinds[mask[1]], "causal": "true" if mask[2] else "false"}
+    flags = {
+        "causal": mask[2] is not None,
+        "listed": operator.family == "block_attention",
+        "window": "window" in operator.attributes,
+        "softcap": "softcap" in operator.attributes,
+    }
+    return {"mask": kinds[mask[1]], **{name: str(flag).lower() for name, flag in flags.items()}}
 
 
 def _activation(camel: str) -> int:
@@ -79,4 +86,9 @@ def _activation(camel: str) -> int:
     return plain.index(camel.lower() or "none")
 
 
-_FIELDS = {"sparse_linear": _linear, "gated": _gated, "fused_attention": _attention}
+_FIELDS = {
+    "sparse_linear": _linear,
+    "gated": _gated,
+    "fused_attention": _attention,
+    "block_attention": _attention,
+}

@@ -11,6 +11,9 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.band import Band
+from sparsify.codegen.kernels.cpu.band import Reach, Visit
+from sparsify.codegen.kernels.cpu.block_lists import KEYS_AT_ONCE
 from sparsify.codegen.kernels.cpu.flash import FlashTiles
 from sparsify.codegen.kernels.cpu.paged_cache import PAGE, CacheOperands, PagedAttention
 from sparsify.codegen.kernels.cpu.simd import (
@@ -50,9 +53,9 @@ class PagedPrefill(PagedAttention):
 class _Emitter(FlashTiles):
     def __init__(self, spec: PagedPrefill) -> None:
         heads = (spec.heads, spec.kv_heads, spec.head_dim)
-        factor = spec.scores.factor
-        super().__init__(spec.isa, heads, spec.vectors, spec.features, spec.offset, factor, 1)
+        super().__init__(spec.isa, heads, spec.vectors, spec.features, spec.offset, spec.scores, 1)
         self.spec = spec
+        self.reach = Reach.of(Band(causal=True, window=spec.scores.window))
         self.cache = CacheOperands("paged_attention", spec.kv_heads, spec.head_dim)
 
     def build(self) -> Any:
@@ -69,15 +72,15 @@ class _Emitter(FlashTiles):
             self.emit(cache.batch)
         return result[0]
 
-    def keys_of_tile(self, sequence: Expr, head: Expr, kv_head: Expr) -> tuple[Expr, Expr]:
+    def each_block(self, sequence: Expr, head: Expr, kv_head: Expr, visit: Visit) -> None:
         self.sequence, self.kv_head = sequence, kv_head
         count = bind(self.counts[sequence])
         total = bind(self.lengths[sequence])
         self.real = bind(count - self.first)
         self.position = bind(total - self.real)
-        end = T.min(total, self.position + self.tile)
-        begin = bind(self.spec.scores.lowest(self.position))
-        return begin, bind(T.Select(self.real > 0, end, T.int64(0)))
+        end = bind(T.Select(self.real > 0, total, T.int64(0)))
+        last = bind(self.position + (self.tile - 1))
+        self.reach.each_block(self.position, last, end, KEYS_AT_ONCE, visit)
 
     def key_place(self, key: Expr) -> Expr:
         return self._page(key) + T.floormod(key, PAGE)
@@ -88,17 +91,8 @@ class _Emitter(FlashTiles):
     def _page(self, key: Expr) -> Expr:
         return self.cache.block(self.sequence, T.floordiv(key, PAGE), self.kv_head)
 
-    def score(self, product: Expr, key: Expr, vector: int) -> Expr:
-        width, scores = self.width, self.spec.scores
-        score = scores.value(product, width)
-        hidden = splat(T.float32(float("-inf")), width)
-        behind = T.Broadcast(key, width)
-        lanes = T.Ramp(self.position + vector * width, T.int64(1), width)
-        score = T.Select(behind > lanes, hidden, score)
-        if scores.window:
-            lanes = T.Ramp(self.position + (vector * width - scores.window), T.int64(1), width)
-            score = T.Select(behind <= lanes, hidden, score)
-        return score
+    def seen(self, score: Expr, key: Expr, vector: int) -> Expr:
+        return self.reach.score(score, key, self.position + vector * self.width, self.width)
 
     def result(self, value: Expr, vector: int) -> Expr:
         lanes = T.Ramp(T.int64(vector * self.width), T.int64(1), self.width)

@@ -4,10 +4,19 @@ One file a family. `ONNX_OPERATORS` is the whole domain: names, inputs in order,
 outputs and function bodies, which exporters write and a library of kernels serves.
 """
 
-from sparsify.ops.onnx import attention, gated, kv_cache, lanes, linear, norm, rotary
+from sparsify.ops.onnx import (
+    attention,
+    block_attention,
+    gated,
+    kv_cache,
+    lanes,
+    linear,
+    norm,
+    rotary,
+)
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
-_FAMILIES = (linear, norm, attention, rotary, gated, kv_cache, lanes)
+_FAMILIES = (linear, norm, attention, block_attention, rotary, gated, kv_cache, lanes)
 
 ONNX_OPERATORS: dict[str, OnnxOperator] = {
     operator.name: operator for family in _FAMILIES for operator in family.KINDS
