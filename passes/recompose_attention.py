@@ -117,9 +117,9 @@ def _grouped(rewriter: Rewriter, node: fx.Node) -> Attended | None:
 
 def near_miss(node: fx.Node) -> str | None:
     """Why a softmax that stands between two products is no attention that can be read."""
-    after = list(node.users)
+    after = [user for user in node.users if is_tensor(user)]
     while after and after[0].target not in PRODUCTS:
-        after = list(after[0].users) if len(after) == 1 and is_tensor(after[0]) else []
+        after = [u for u in after[0].users if is_tensor(u)] if len(after) == 1 else []
     shape = shape_of(node)
     before = past_copies(node.args[0])
     while after and before.target not in PRODUCTS:
@@ -165,7 +165,7 @@ def _scores(rewriter: Rewriter, node: fx.Node) -> Spelled | None:
                 continue
             found = _scores(rewriter, past_copies(scores))
             if found is not None and found.mask is None and _masks(mask, scores, node):
-                return replace(found, mask=mask, shape=shape_of(node))
+                return replace(found, mask=_with_queries(rewriter, mask), shape=shape_of(node))
         return None
     if node.target == aten.where.self:
         return _filled(rewriter, node)
@@ -198,13 +198,17 @@ def _filled(rewriter: Rewriter, node: fx.Node) -> Spelled | None:
         zero, low = (rewriter.call(aten.scalar_tensor.default, (n,)) for n in (0.0, fill))
         sides = (condition, zero, low) if kept else (condition, low, zero)
         mask = rewriter.call(aten.where.self, sides)
-        return replace(found, mask=mask, shape=shape_of(node))
+        return replace(found, mask=_with_queries(rewriter, mask), shape=shape_of(node))
     return None
 
 
 def _masks(mask: fx.Node, scores: fx.Node, masked: fx.Node) -> bool:
-    """Whether a mask spreads over the scores alone, and has queries and keys of its own."""
-    return len(shape_of(mask)) >= 2 and same_shape(shape_of(masked), shape_of(scores))
+    """Whether a mask that is no number spreads over the scores alone."""
+    return len(shape_of(mask)) >= 1 and same_shape(shape_of(masked), shape_of(scores))
+
+
+def _with_queries(rewriter: Rewriter, mask: fx.Node) -> fx.Node:
+    return mask if len(shape_of(mask)) > 1 else rewriter.call(aten.unsqueeze.default, (mask, 0))
 
 
 def _number(node: Any) -> float | None:

@@ -27,6 +27,7 @@ CONVERTERS: dict[str, Converter] = {
     "gated.default": tokens.convert_gated,
     "fused_attention.default": attention.convert_fused_attention,
     "block_attention.default": attention.convert_block_attention,
+    "list_blocks.default": attention.convert_list_blocks,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
     "embedding.default": aten.convert_embedding,

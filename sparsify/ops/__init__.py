@@ -6,6 +6,7 @@ from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
 from sparsify.ops.library import OPERATORS, Operator
 from sparsify.ops.linear import ACTIVATIONS, sparse_linear
+from sparsify.ops.list_blocks import list_blocks
 from sparsify.ops.norm import fused_norm
 from sparsify.ops.rotary import rotary
 
@@ -22,6 +23,7 @@ __all__ = [
     "fused_norm",
     "gated",
     "kv_append",
+    "list_blocks",
     "paged_attention",
     "rotary",
     "sparse_linear",

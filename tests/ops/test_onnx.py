@@ -20,6 +20,7 @@ from sparsify.ops.onnx.gated import gated
 from sparsify.ops.onnx.kv_cache import APPEND, paged_attention
 from sparsify.ops.onnx.lanes import FROM_LANES, TO_LANES
 from sparsify.ops.onnx.linear import WEIGHTS, linear
+from sparsify.ops.onnx.list_blocks import LIST_BLOCKS
 from sparsify.ops.onnx.norm import LAYER, RMS
 from sparsify.ops.onnx.rotary import ROTARY
 
@@ -178,6 +179,13 @@ def block_cases() -> Iterator[Case]:
         yield Case(operator, of(operator, inputs), attributes, (y,))
 
 
+def list_cases() -> Iterator[Case]:
+    for shape in ((1, 1, 1, 1), (2, 3, 5, 9)):
+        marks = torch.rand(shape) < torch.rand(*shape[:3], 1)
+        marks[..., -1, :] = True
+        yield Case(LIST_BLOCKS, {"marks": marks}, {}, (call("list_blocks", marks),))
+
+
 def cache_cases() -> Iterator[Case]:
     for number, (batch, length) in enumerate(TOKENS):
         width = -(-(length + 20) // PAGE)
@@ -217,6 +225,7 @@ def all_cases() -> list[Case]:
         *attention_cases(),
         *banded_cases(),
         *block_cases(),
+        *list_cases(),
         *cache_cases(),
     ]
 

@@ -340,12 +340,27 @@ def in_form(y: torch.Tensor, lanes: bool) -> torch.Tensor:
     return by_hand(y) if lanes else y
 
 
+def list_cases(lanes: bool) -> list[Case]:
+    """Maps with rows of no, some and all blocks."""
+    cases = []
+    for shape in [] if lanes else [(1, 1, 1, 1), (2, 3, 5, 9), (1, 2, 4, 33)]:
+        marks = torch.rand(shape) < torch.rand(*shape[:3], 1)
+        marks[..., 0, :], marks[..., -1, :] = False, True
+        y = torch.zeros(shape, dtype=torch.int32)
+        for row, found in zip(y.view(-1, shape[-1]), marks.view(-1, shape[-1]), strict=True):
+            listed = [column for column, mark in enumerate(found.tolist()) if mark]
+            row[: len(listed)] = torch.tensor(listed)
+        cases.append(Case("list_blocks", (marks,), y, label="x".join(map(str, shape))))
+    return cases
+
+
 BUILDERS: list[Callable[[bool], list[Case]]] = [
     linear_cases,
     norm_cases,
     attention_cases,
     banded_cases,
     block_cases,
+    list_cases,
     rotary_cases,
     gated_cases,
     append_cases,

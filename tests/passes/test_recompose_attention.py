@@ -33,7 +33,7 @@ class Merged(Spelled):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         b, s, t = x.shape[0], x.shape[1], y.shape[1]
-        q, k, v = (z.reshape(b * H, -1, D // H) for z in self.parts(x, y))
+        q, k, v = (z.reshape(b * H, z.shape[2], D // H) for z in self.parts(x, y))
         scores = torch.bmm(q * (D // H) ** -0.5, k.transpose(1, 2)).view(b, H, s, t)
         scores = scores + torch.where(torch.arange(t) < 6, 0.0, -1e4)
         weights = scores.view(b * H, s, t).softmax(-1)

@@ -20,6 +20,7 @@ from sparsify.ops.onnx import kv_cache as caches
 from sparsify.ops.onnx import linear as linears
 from sparsify.ops.onnx import norm as norms
 from sparsify.ops.onnx import rotary as rotaries
+from sparsify.ops.onnx.list_blocks import LIST_BLOCKS
 
 Translation = Callable[..., Any]
 
@@ -149,6 +150,10 @@ def _block_attention(
     )
 
 
+def _list_blocks(marks: Any) -> Any:
+    return emit(LIST_BLOCKS, [marks])
+
+
 def _mask_kind(mask: Any) -> attentions.Mask:
     import onnxscript
 
@@ -216,6 +221,7 @@ _TRANSLATIONS: dict[str, Translation] = {
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
     "block_attention": _block_attention,
+    "list_blocks": _list_blocks,
     "rotary": _rotary,
     "gated": _gated,
     "paged_attention": _paged_attention,

@@ -10,6 +10,7 @@ from sparsify.ops.onnx import ONNX_OPERATORS, OnnxOperator
 FUNCTION_BODIES = {
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
+    "list_blocks": "its map has one element a block of keys, attention some thousands",
     "to_lanes": "exported files hold portable programs, which have no lanes",
     "from_lanes": "exported files hold portable programs, which have no lanes",
 }

@@ -11,12 +11,13 @@ from sparsify.ops.onnx import (
     kv_cache,
     lanes,
     linear,
+    list_blocks,
     norm,
     rotary,
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
-_FAMILIES = (linear, norm, attention, block_attention, rotary, gated, kv_cache, lanes)
+_FAMILIES = (linear, norm, attention, block_attention, list_blocks, rotary, gated, kv_cache, lanes)
 
 ONNX_OPERATORS: dict[str, OnnxOperator] = {
     operator.name: operator for family in _FAMILIES for operator in family.KINDS
