@@ -209,7 +209,7 @@ def compile_programs(
     key = key_of(captured, config.digest(), *identity)
     watched = config.observer is not None or config.verify == "numeric"
     compilation = cached(key, build, config.cache and not watched)
-    facts = {"seconds": round(time.perf_counter() - started, 3)}
+    facts: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3)}
     told = [account.to_dict() for account in accounts if hasattr(account, "to_dict")]
     if told:
         facts["recipe"] = told[0] if len(told) == 1 else told

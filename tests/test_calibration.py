@@ -33,8 +33,6 @@ EXAMPLES = ((torch.randn(5, 4),), {"scale": torch.randn(8)})
 
 def test_results_on_the_way_are_those_of_the_module() -> None:
     model = TwoInputs().eval()
-    program = import_torch(model, EXAMPLES)["forward"]
-    linears = [n for n in program.graph.nodes if n.target == aten.linear.default]
     batches = [{"x": torch.randn(n, 4), "scale": torch.randn(8)} for n in (2, 5)]
     program = import_torch(model, ((), batches[0]))["forward"]
     linears = [n for n in program.graph.nodes if n.target == aten.linear.default]
@@ -94,7 +92,7 @@ class Halve(GraphPass):
                 yield Decision(node.name, "mul", "rewritten", "halved", self.name)
 
 
-def test_a_recipe_may_be_a_pass(tmp_path: object) -> None:
+def test_a_recipe_may_be_a_pass() -> None:
     model = TwoInputs().eval()
     recipes = (sparsify.Unstructured(0.5), Halve(Calibration([EXAMPLES[0]])))
     compiled = sparsify.compile(model, EXAMPLES, recipe=recipes, cache=False)

@@ -8,9 +8,15 @@ from sparsify.ops import ACTIVATIONS
 from sparsify.ops.onnx import ONNX_OPERATORS, OnnxOperator
 
 FUNCTION_BODIES = {
+    "gated_linear": "its body multiplies by the gate what the standard kernel of MatMul computes",
+    "route": "a token's takes tens of operations beside the millions of its experts",
+    "experts": "a loop of products that ONNX Runtime multiplies as fast as kernels of any shape do",
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
     "list_blocks": "its map has one element a block of keys, attention some thousands",
+    "gate": "a comparison of a few KB: less than a hundredth of the linear that it feeds",
+    "page_bounds": "it writes state beside the cache, which is copied at every step",
+    "select_pages": "it chooses what paged_attention reads of the copied cache",
     "to_lanes": "exported files hold portable programs, which have no lanes",
     "from_lanes": "exported files hold portable programs, which have no lanes",
 }
@@ -47,13 +53,13 @@ def _row(operator: OnnxOperator) -> str:
 def _family(operator: OnnxOperator) -> str:
     if operator.family == "fused_norm":
         return "LAYER_NORM" if operator.name == "LayerNorm" else "RMS_NORM"
-    names = {"sparse_linear": "LINEAR"}
+    names = dict.fromkeys(("sparse_linear", "active_linear"), "LINEAR")
     names |= dict.fromkeys(("fused_attention", "block_attention"), "ATTENTION")
     return names.get(operator.family, operator.family.upper())
 
 
 def _linear(operator: OnnxOperator) -> dict[str, str]:
-    match = re.fullmatch(r"Linear(Csr|Bitmap|Dense)(Bias)?(.*?)(Add)?", operator.name)
+    match = re.fullmatch(r"(?:Active)?Linear(Csr|Bitmap|Dense)(Bias)?(.*?)(Add)?", operator.name)
     assert match is not None, operator.name
     storage, bias, activation, residual = match.groups()
     return {
@@ -92,4 +98,5 @@ _FIELDS = {
     "gated": _gated,
     "fused_attention": _attention,
     "block_attention": _attention,
+    "active_linear": _linear,
 }

@@ -5,19 +5,39 @@ outputs and function bodies, which exporters write and a library of kernels serv
 """
 
 from sparsify.ops.onnx import (
+    active,
     attention,
     block_attention,
+    experts,
+    gate,
     gated,
     kv_cache,
     lanes,
     linear,
     list_blocks,
     norm,
+    page_selection,
     rotary,
+    route,
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
 _FAMILIES = (linear, norm, attention, block_attention, list_blocks, rotary, gated, kv_cache, lanes)
+_FAMILIES = (
+    linear,
+    active,
+    norm,
+    attention,
+    block_attention,
+    rotary,
+    gate,
+    gated,
+    route,
+    experts,
+    kv_cache,
+    page_selection,
+    lanes,
+)
 
 ONNX_OPERATORS: dict[str, OnnxOperator] = {
     operator.name: operator for family in _FAMILIES for operator in family.KINDS

@@ -281,7 +281,7 @@ def test_skipping_leaves_out_only_blocks_of_little_weight(
 ) -> None:
     """The first block has the largest scores, then one that nearly equals it, then small ones."""
     case = CASES["skipping blocks"]
-    q, k, v = (torch.rand(1, n, case.features[0]) for n in (64, 48, 48))
+    q, k, v = (torch.rand(1, n, case.features[0]) / 4 + 0.5 for n in (64, 48, 48))
     at = case.offsets[1]
     for first, level in ((0, 4.0), (16, 3.9), (32, 0.1)):
         k[:, first : first + 16, at : at + 16] = level
