@@ -42,6 +42,7 @@ CONVERTERS: dict[str, Converter] = {
     "experts.default": experts.convert_experts,
     "fused_attention.default": attention.convert_fused_attention,
     "block_attention.default": attention.convert_block_attention,
+    "list_blocks.default": attention.convert_list_blocks,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
     "page_bounds.default": pages.convert_page_bounds,

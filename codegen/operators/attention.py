@@ -13,6 +13,7 @@ from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.attention import Attention
 from sparsify.codegen.kernels.cpu.attention_mask import QUERY_PADDING, AttentionMask, MaskShape
 from sparsify.codegen.kernels.cpu.kv_append import KvAppend
+from sparsify.codegen.kernels.cpu.list_blocks import ListBlocks
 from sparsify.codegen.kernels.cpu.paged_decode import PagedDecode
 from sparsify.codegen.kernels.cpu.paged_prefill import PagedPrefill
 from sparsify.codegen.kernels.cpu.scores import Scores
@@ -114,6 +115,13 @@ def _prepared_mask(
 
 def _varies(extent: int | torch.SymInt) -> bool:
     return not (isinstance(extent, int) and extent == 1)
+
+
+def convert_list_blocks(node: fx.Node, lowering: Lowering) -> Any:
+    marks = lowering.tensor(arguments_of(node)["marks"])
+    rows = flat(lowering, marks)
+    listed = lowering.call_kernel(ListBlocks(), [rows], shape_of(rows), dtype="int32")
+    return lowering.reshape(listed, shape_of(marks))
 
 
 def convert_kv_append(node: fx.Node, lowering: Lowering) -> Any:

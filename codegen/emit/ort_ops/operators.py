@@ -13,6 +13,7 @@ FUNCTION_BODIES = {
     "experts": "a loop of products that ONNX Runtime multiplies as fast as kernels of any shape do",
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
+    "list_blocks": "its map has one element a block of keys, attention some thousands",
     "gate": "a comparison of a few KB: less than a hundredth of the linear that it feeds",
     "page_bounds": "it writes state beside the cache, which is copied at every step",
     "select_pages": "it chooses what paged_attention reads of the copied cache",

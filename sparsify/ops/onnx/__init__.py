@@ -14,6 +14,7 @@ from sparsify.ops.onnx import (
     kv_cache,
     lanes,
     linear,
+    list_blocks,
     norm,
     page_selection,
     rotary,
@@ -21,6 +22,7 @@ from sparsify.ops.onnx import (
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
+_FAMILIES = (linear, norm, attention, block_attention, list_blocks, rotary, gated, kv_cache, lanes)
 _FAMILIES = (
     linear,
     active,
