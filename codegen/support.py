@@ -11,7 +11,7 @@ from sparsify.codegen.operators import CONVERTERS
 from sparsify.codegen.operators.arguments import arguments_of
 from sparsify.codegen.trust import untrusted_reason
 from sparsify.effects import is_written
-from sparsify.selectors import parse
+from sparsify.selectors import page_selector
 
 _DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
@@ -34,7 +34,7 @@ def unsupported_reason(node: fx.Node) -> str | None:
         if result.dtype not in _DTYPES:
             return f"{node.target} computes in {result.dtype}, for which there are no kernels"
     if name == "select_pages.default":
-        selector = parse(arguments_of(node)["selector"])
+        selector = page_selector(arguments_of(node)["selector"])
         if selector.scoring is None:
             return f"selector {selector.name!r} has no kernel, only its reference"
     if name not in CONVERTERS and any(map(is_written, node.all_input_nodes)):

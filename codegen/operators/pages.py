@@ -11,7 +11,7 @@ from sparsify.codegen.kernels.cpu.page_bounds import PageBounds
 from sparsify.codegen.kernels.cpu.select_pages import SelectPages
 from sparsify.codegen.operators.arguments import arguments_of, flat, shape_of
 from sparsify.ops import PAGE
-from sparsify.selectors import parse
+from sparsify.selectors import page_selector
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -31,7 +31,7 @@ def convert_page_bounds(node: fx.Node, lowering: Lowering) -> Any:
 
 def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
     a = arguments_of(node)
-    selector = parse(a["selector"])
+    selector = page_selector(a["selector"])
     assert selector.scoring is not None, "support.py leaves it to PyTorch"
     query, keys = lowering.tensor(a["query"]), lowering.tensor(a["keys"])
     tensors = [lowering.tensor(tensor) for tensor in a["tensors"]]

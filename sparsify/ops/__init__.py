@@ -1,6 +1,7 @@
 """Operators of the portable and the specialised program; importing the package registers them."""
 
 from sparsify.ops.attention import block_attention, fused_attention
+from sparsify.ops.block_selection import DENSITY_STEPS, select_blocks
 from sparsify.ops.gated import gated
 from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
@@ -12,6 +13,7 @@ from sparsify.ops.rotary import rotary
 
 __all__ = [
     "ACTIVATIONS",
+    "DENSITY_STEPS",
     "OPERATORS",
     "PAGE",
     "CacheShape",
@@ -26,6 +28,7 @@ __all__ = [
     "page_bounds",
     "paged_attention",
     "rotary",
+    "select_blocks",
     "select_pages",
     "sparse_linear",
     "to_lanes",

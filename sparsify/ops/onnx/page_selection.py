@@ -11,7 +11,7 @@ from sparsify.ops.onnx.kv_cache import (
     query_heads,
 )
 from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, camel, extent, integer, lines
-from sparsify.selectors import parse, selector_names
+from sparsify.selectors import PageSelector, page_selector, selector_names
 
 _LENGTHS = Port("lengths", ("int64",), "[batch], tokens in the cache, new ones included")
 _BOUNDS = "[layers, pages, kv_heads, 2, head_dim]"
@@ -127,7 +127,7 @@ _PORTS = {
 
 def select_pages(selector: str) -> OnnxOperator:
     """The operator of this selector, which must be one of the kernel family."""
-    chosen_by = parse(selector)
+    chosen_by = page_selector(selector)
     assert chosen_by.scoring is not None
     channels = "channels" in chosen_by.tensors
     return OnnxOperator(
@@ -226,5 +226,9 @@ def _best() -> tuple[str, ...]:
 
 KINDS = (
     BOUNDS,
-    *(select_pages(name) for name in selector_names() if parse(name).scoring is not None),
+    *(
+        select_pages(name)
+        for name in selector_names(PageSelector)
+        if page_selector(name).scoring is not None
+    ),
 )
