@@ -29,6 +29,7 @@ CONVERTERS: dict[str, Converter] = {
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
     "page_bounds.default": pages.convert_page_bounds,
+    "select_blocks.default": pages.convert_select_blocks,
     "select_pages.default": pages.convert_select_pages,
     "embedding.default": aten.convert_embedding,
     "index_select.default": aten.convert_index_select,

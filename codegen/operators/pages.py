@@ -8,10 +8,17 @@ from torch import fx
 from tvm import tirx
 
 from sparsify.codegen.kernels.cpu.page_bounds import PageBounds
+from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
 from sparsify.codegen.kernels.cpu.select_pages import SelectPages
-from sparsify.codegen.operators.arguments import arguments_of, flat, shape_of
+from sparsify.codegen.operators.arguments import (
+    arguments_of,
+    extents_of,
+    flat,
+    shape_of,
+    to_lanes,
+)
 from sparsify.ops import PAGE
-from sparsify.selectors import page_selector
+from sparsify.selectors import block_selector, page_selector
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -56,3 +63,39 @@ def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
     operands = [flat(lowering, query), keys, *tensors, *rest]
     shape = (batch, kv_heads, length, a["budget"])
     return lowering.call_kernel(kernel, operands, shape, integers, "int32")
+
+
+def convert_select_blocks(node: fx.Node, lowering: Lowering) -> Any:
+    a = arguments_of(node)
+    selector = block_selector(a["selector"])
+    assert selector.scoring is not None, "support.py leaves it to PyTorch"
+    query, keys, pages = (lowering.tensor(a[name]) for name in ("query", "keys", "pages"))
+    in_lanes = bool(a["extents"])
+    batch, length = extents_of(lowering, a["extents"]) if in_lanes else shape_of(query)[:2]
+    query = query if in_lanes else to_lanes(lowering, query)
+    kv_heads, head_dim = (int(extent) for extent in shape_of(keys)[2:4])
+    kernel = SelectBlocks(
+        lowering.target.isa,
+        a["heads"],
+        kv_heads,
+        head_dim,
+        int(shape_of(query)[1]),
+        a["offset"],
+        a["scale"],
+        selector.scoring,
+        bool(selector.tensors),
+        tuple(a["block"]),
+        a["density"],
+        a["mass"],
+        a["sinks"],
+        a["recent"],
+    )
+    rows, columns = (
+        tirx.floordiv(count + (size - 1), size)
+        for count, size in zip((length, shape_of(pages)[1]), a["block"], strict=True)
+    )
+    tensors = [lowering.tensor(tensor) for tensor in a["tensors"]]
+    rest = [pages, *(lowering.tensor(a[name]) for name in ("lengths", "counts"))]
+    integers = [tirx.IntImm("int64", a["layer"]), length]
+    shape = (batch, a["heads"], rows, columns)
+    return lowering.call_kernel(kernel, [query, keys, *tensors, *rest], shape, integers, "int32")

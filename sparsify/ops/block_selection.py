@@ -81,8 +81,8 @@ def select_blocks(
 
     Of the blocks that a block of queries may see, the first ``sinks`` are read, those in which its
     own tokens lie and the ``recent - 1`` before them; of the others those of most weight, until
-    ``density`` of all that it may see are read, to the nearest block, or until the blocks read have ``mass`` of the whole
-    weight, if that is sooner. Of equal blocks the earlier is taken.
+    ``density`` of all that it may see are read (to the nearest block), or until what is read has
+    ``mass`` of the whole weight, if that is sooner. Of equal blocks the earlier is taken.
 
     Args:
         query, keys, pages, lengths, counts, layer, heads, offset, scale: as `paged_attention`
@@ -121,7 +121,9 @@ def select_blocks(
                 weights, blocks = weigh(view, **gates), view.blocks
                 near = max(first // size - recent + 1, 0)
                 forced = min(sinks + blocks - near, blocks)
-                places = min(max((blocks * steps + DENSITY_STEPS // 2) // DENSITY_STEPS, forced), blocks)
+                places = min(
+                    max((blocks * steps + DENSITY_STEPS // 2) // DENSITY_STEPS, forced), blocks
+                )
                 rank = weights.clone()
                 rank[:sinks] = torch.inf
                 rank[near:] = torch.inf

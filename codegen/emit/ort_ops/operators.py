@@ -11,6 +11,7 @@ FUNCTION_BODIES = {
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
     "page_bounds": "it writes state beside the cache, which is copied at every step",
+    "select_blocks": "it chooses what paged_attention reads of the copied cache",
     "select_pages": "it chooses what paged_attention reads of the copied cache",
     "to_lanes": "exported files hold portable programs, which have no lanes",
     "from_lanes": "exported files hold portable programs, which have no lanes",

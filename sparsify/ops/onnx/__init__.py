@@ -6,6 +6,7 @@ outputs and function bodies, which exporters write and a library of kernels serv
 
 from sparsify.ops.onnx import (
     attention,
+    block_selection,
     gated,
     kv_cache,
     lanes,
@@ -16,7 +17,17 @@ from sparsify.ops.onnx import (
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
-_FAMILIES = (linear, norm, attention, rotary, gated, kv_cache, page_selection, lanes)
+_FAMILIES = (
+    linear,
+    norm,
+    attention,
+    rotary,
+    gated,
+    kv_cache,
+    page_selection,
+    block_selection,
+    lanes,
+)
 
 ONNX_OPERATORS: dict[str, OnnxOperator] = {
     operator.name: operator for family in _FAMILIES for operator in family.KINDS
