@@ -176,7 +176,13 @@ class Lowering(ExportedProgramImporter):
         integers: Sequence[Any] = (),
         dtype: str = "float32",
     ) -> Any:
-        """Calls a kernel that fills one tensor of ``shape``.
+        """Calls a kernel that fills one tensor of ``shape``; see `call_for`."""
+        return self.call_for(kernel, tensors, relax.TensorType(shape, dtype), integers)
+
+    def call_for(
+        self, kernel: Kernel, tensors: Sequence[Any], types: Any, integers: Sequence[Any] = ()
+    ) -> Any:
+        """Calls a kernel that fills a tensor of a type, or a tuple of tensors of several.
 
         The kernel may also change tensors that it is given, if they are inputs of the program:
         calls stay in the order of the graph, and inputs keep their memory.
@@ -186,7 +192,7 @@ class Lowering(ExportedProgramImporter):
         call = relax.call_tir(
             self.kernels[kernel.name],
             [*(t for t in tensors if t is not None), *integers],
-            relax.TensorType(shape, dtype),
+            types,
         )
         return self.block_builder.emit(call)
 

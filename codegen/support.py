@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import fx
 
-from sparsify.codegen.operators import CONVERTERS
-from sparsify.codegen.operators.arguments import arguments_of
-from sparsify.codegen.trust import untrusted_reason
+from sparsify.codegen.operators import CONVERTERS, REFUSALS
+from sparsify.codegen.trust import casts_halves, untrusted_reason
 from sparsify.effects import is_written
-from sparsify.selectors import block_selector, page_selector
 
 _DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8}
     | {torch.uint16, torch.uint32, torch.uint64, torch.bool}
 )
-
-_SELECTORS: dict[str, Callable[[str], Any]] = {
-    "select_pages.default": page_selector,
-    "select_blocks.default": block_selector,
-}
 
 
 def unsupported_reason(node: fx.Node) -> str | None:
@@ -38,15 +29,13 @@ def unsupported_reason(node: fx.Node) -> str | None:
     for result in values:
         if not isinstance(result, torch.Tensor):
             return f"{node.target} returns {type(result).__name__}, not tensors"
-        if result.dtype not in _DTYPES:
+        if result.dtype not in _DTYPES and not casts_halves(node):
             return f"{node.target} computes in {result.dtype}, for which there are no kernels"
-    find = _SELECTORS.get(name)
-    if find is not None and find(arguments_of(node)["selector"]).scoring is None:
-        return f"selector {arguments_of(node)['selector']!r} has no kernel, only its reference"
     if name not in CONVERTERS and any(map(is_written, node.all_input_nodes)):
         # TVM fuses its own kernels, and so moves them past calls that it takes for independent.
         return f"{node.target} reads a tensor that the program changes in place"
-    return untrusted_reason(node)
+    refuse = REFUSALS.get(name)
+    return untrusted_reason(node) if refuse is None else refuse(node)
 
 
 @cache

@@ -32,8 +32,10 @@ _KERNELS: dict[Any, tuple[str, ...]] = {
     ops.sparse_linear.overload: ("x", "residual"),
     ops.fused_norm.overload: ("x",),
     ops.rotary.overload: ("x", "cos", "sin"),
+    ops.gate.overload: ("x",),
     ops.gated.overload: ("x",),
     ops.fused_attention.overload: ("query", "key", "value"),
+    ops.block_attention.overload: ("query", "key", "value"),
     ops.paged_attention.overload: ("query",),
     ops.select_blocks.overload: ("query",),
     ops.kv_append.overload: ("key", "value"),
@@ -42,6 +44,7 @@ _KERNELS: dict[Any, tuple[str, ...]] = {
 
 _EXTENTS: dict[Any, tuple[tuple[str, int], ...]] = {
     ops.fused_attention.overload: (("query", 0), ("query", 1), ("key", 1)),
+    ops.block_attention.overload: (("query", 0), ("query", 1), ("key", 1)),
     ops.paged_attention.overload: (("query", 0), ("query", 1)),
     ops.select_blocks.overload: (("query", 0), ("query", 1)),
     ops.kv_append.overload: (("key", 0), ("key", 1)),

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsify.artefact.container import ArtefactError
+    from sparsify.calibration import Calibration
     from sparsify.compiled import CompiledModel
     from sparsify.compiler import compile
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
     from sparsify.passes.double_sparsity import DoubleSparsity
+    from sparsify.passes.gating import Cats
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtefactError",
+    "Calibration",
+    "Cats",
     "CompileConfig",
     "CompiledCausalLM",
     "CompiledModel",
@@ -48,6 +52,8 @@ __all__ = [
 # Imported when first used: torch and TVM take seconds.
 _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
+    "Calibration": "sparsify.calibration",
+    "Cats": "sparsify.passes.gating",
     "CompileConfig": "sparsify.config",
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",

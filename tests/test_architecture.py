@@ -16,10 +16,10 @@ FOLDERS = {"sparsify": "sparsify", "sparsify.passes": "passes", "sparsify.codege
 
 # From the ground up. A room imports itself and rooms on lower floors, never one on its own floor.
 FLOORS = [
-    {"clock", "effects", "memory", "sources"},
+    {"clock", "effects", "memory", "sources", "specs"},
     {"arguments"},
     {"config", "report", "signature"},
-    {"band", "layouts", "selectors"},
+    {"band", "gates", "layouts", "routers", "selectors"},
     {"block_mask"},
     {"ops"},
     {"program"},

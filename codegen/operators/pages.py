@@ -18,7 +18,7 @@ from sparsify.codegen.operators.arguments import (
     to_lanes,
 )
 from sparsify.ops import PAGE
-from sparsify.selectors import block_selector, page_selector
+from sparsify.selectors import BlockSelector, PageSelector, block_selector, page_selector
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -36,10 +36,24 @@ def convert_page_bounds(node: fx.Node, lowering: Lowering) -> Any:
     return lowering.call_kernel(kernel, tensors, shape_of(tensors[3]), integers, "int64")
 
 
+def refuse_select_pages(node: fx.Node) -> str | None:
+    return _refused(page_selector(arguments_of(node)["selector"]))
+
+
+def refuse_select_blocks(node: fx.Node) -> str | None:
+    return _refused(block_selector(arguments_of(node)["selector"]))
+
+
+def _refused(selector: PageSelector | BlockSelector) -> str | None:
+    if selector.scoring is not None:
+        return None
+    return f"selector {selector.name} has no kernel, only its reference"
+
+
 def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
     a = arguments_of(node)
     selector = page_selector(a["selector"])
-    assert selector.scoring is not None, "support.py leaves it to PyTorch"
+    assert selector.scoring is not None, "refused"
     query, keys = lowering.tensor(a["query"]), lowering.tensor(a["keys"])
     tensors = [lowering.tensor(tensor) for tensor in a["tensors"]]
     rest = [lowering.tensor(a[name]) for name in ("pages", "lengths", "counts")]
@@ -68,7 +82,7 @@ def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
 def convert_select_blocks(node: fx.Node, lowering: Lowering) -> Any:
     a = arguments_of(node)
     selector = block_selector(a["selector"])
-    assert selector.scoring is not None, "support.py leaves it to PyTorch"
+    assert selector.scoring is not None, "refused"
     query, keys, pages = (lowering.tensor(a[name]) for name in ("query", "keys", "pages"))
     in_lanes = bool(a["extents"])
     batch, length = extents_of(lowering, a["extents"]) if in_lanes else shape_of(query)[:2]

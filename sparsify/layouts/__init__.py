@@ -14,6 +14,7 @@ from sparsify.layouts.bitmap import Bitmap
 from sparsify.layouts.csr import Csr
 from sparsify.layouts.dense import Dense, PackedDense
 from sparsify.layouts.sell import Sell
+from sparsify.layouts.stack import Stack
 from sparsify.layouts.stats import WeightStats
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Layout",
     "PackedDense",
     "Sell",
+    "Stack",
     "WeightStats",
     "form_of",
     "layout_names",

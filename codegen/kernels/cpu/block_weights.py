@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from tvm.tirx.script.builder import ir as T
 
-from sparsify.codegen.kernels.cpu.flash import place_in_lanes
 from sparsify.codegen.kernels.cpu.math import LOG2E, Vector, exp2
 from sparsify.codegen.kernels.cpu.paged_cache import PAGE, CacheOperands
+from sparsify.codegen.kernels.cpu.query_tiles import place_in_lanes
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Registers,

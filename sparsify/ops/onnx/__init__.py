@@ -5,8 +5,12 @@ outputs and function bodies, which exporters write and a library of kernels serv
 """
 
 from sparsify.ops.onnx import (
+    active,
     attention,
+    block_attention,
     block_selection,
+    experts,
+    gate,
     gated,
     kv_cache,
     lanes,
@@ -14,6 +18,7 @@ from sparsify.ops.onnx import (
     norm,
     page_selection,
     rotary,
+    route,
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
@@ -26,6 +31,17 @@ _FAMILIES = (
     kv_cache,
     page_selection,
     block_selection,
+    active,
+    norm,
+    attention,
+    block_attention,
+    rotary,
+    gate,
+    gated,
+    route,
+    experts,
+    kv_cache,
+    page_selection,
     lanes,
 )
 

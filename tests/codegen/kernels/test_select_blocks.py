@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from sparsify.codegen.isa import NEON, Isa
+from sparsify.codegen.kernels.cpu.paged_prefill import PagedPrefill
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
-from sparsify.ops import PAGE, select_blocks
+from sparsify.layouts import LANES
+from sparsify.ops import PAGE, from_lanes, paged_attention, select_blocks
 from sparsify.selectors import block_selector
 from tests.codegen.kernels.test_select_pages import LAYER, Case, Operands
 
@@ -114,3 +117,39 @@ def test_the_density_is_kept(library: Any, width: Any, lanes: Callable[..., Any]
 
 def test_names_tell_kernels_apart() -> None:
     assert len({case.kernel(NEON).name for case in CASES.values()}) == len(CASES)
+
+
+@pytest.mark.parametrize("block", [(32, 1), (64, 4)])
+def test_attention_over_selected_blocks(
+    width: Any,
+    build: Callable[..., Any],
+    lanes: Callable[[torch.Tensor], torch.Tensor],
+    block: tuple[int, int],
+) -> None:
+    vectors = {"avx512": 2, "avx2": 1, "neon": 4}[width.isa.name]
+    scores = Scores(0.3, 0, 2.5)
+    kernel = PagedPrefill(width.isa, 6, 2, 24, 6 * 24 + 8, 5, scores, vectors, block)
+    library = build([kernel], width.target)
+    for length, lengths, counts in ROUNDS:
+        given = CASES["pooled"].operands(length, lengths, counts)
+        rows, columns = -(-length // block[0]), -(-max(lengths) // (block[1] * PAGE))
+        seen = torch.rand(len(lengths), 6, rows, columns) < 0.5
+        starts = torch.arange(columns) * (block[1] * PAGE)
+        seen &= (starts < given.lengths[:, None])[:, None, None]
+        order = torch.where(seen, torch.arange(columns), columns).sort().values
+        lists = torch.where(order == columns, -1, order).int()
+        inputs = [
+            lanes(given.query), given.keys, given.values, given.pages, given.lengths,
+            given.counts, lists, LAYER, length,
+        ]  # fmt: skip
+        tokens = len(lengths) * length
+        y = library(kernel, inputs, (-(-tokens // LANES), 6 * 24, LANES), (1, 2))
+        found = from_lanes.reference(y, (tokens,)).view(len(lengths), length, -1)
+        expected = paged_attention.reference(
+            given.query.double(), given.keys.double(), given.values.double(), given.pages,
+            given.lengths, given.counts, LAYER, 6, 5, 0.3, 0, 2.5, (), lists, block,
+        )  # fmt: skip
+        assert bool(((found - expected).abs() <= 4e-6 * (1 + expected.abs())).all())
+    lists[0, 0, 0, 0] = columns
+    with pytest.raises(IndexError, match="begins after the sequence"):
+        library(kernel, inputs, (-(-tokens // LANES), 6 * 24, LANES))

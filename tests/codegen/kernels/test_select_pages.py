@@ -10,8 +10,8 @@ import torch
 
 from sparsify.codegen.isa import NEON, Isa
 from sparsify.codegen.kernels.cpu.page_bounds import PageBounds
-from sparsify.codegen.kernels.cpu.paged_cache import Scores
 from sparsify.codegen.kernels.cpu.paged_decode import PagedDecode
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.kernels.cpu.select_pages import SelectPages
 from sparsify.ops import PAGE, page_bounds, paged_attention, select_pages
 from sparsify.selectors import page_selector

@@ -17,7 +17,7 @@ class Case:
 
     operator: str
     args: tuple[Any, ...]
-    expected: torch.Tensor
+    expected: torch.Tensor | tuple[torch.Tensor, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     written: dict[int, torch.Tensor] = field(default_factory=dict)
