@@ -8,6 +8,7 @@ from sparsify.ops.onnx import (
     active,
     attention,
     block_attention,
+    block_selection,
     experts,
     gate,
     gated,
@@ -25,6 +26,13 @@ from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 _FAMILIES = (linear, norm, attention, block_attention, list_blocks, rotary, gated, kv_cache, lanes)
 _FAMILIES = (
     linear,
+    norm,
+    attention,
+    rotary,
+    gated,
+    kv_cache,
+    page_selection,
+    block_selection,
     active,
     norm,
     attention,
