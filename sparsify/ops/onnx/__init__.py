@@ -23,20 +23,14 @@ from sparsify.ops.onnx import (
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
-_FAMILIES = (linear, norm, attention, block_attention, list_blocks, rotary, gated, kv_cache, lanes)
 _FAMILIES = (
     linear,
-    norm,
-    attention,
-    rotary,
-    gated,
-    kv_cache,
-    page_selection,
-    block_selection,
     active,
     norm,
     attention,
     block_attention,
+    list_blocks,
+    block_selection,
     rotary,
     gate,
     gated,
