@@ -55,8 +55,7 @@ def _row(operator: OnnxOperator) -> str:
 def _family(operator: OnnxOperator) -> str:
     if operator.family == "fused_norm":
         return "LAYER_NORM" if operator.name == "LayerNorm" else "RMS_NORM"
-    names = {"fused_attention": "ATTENTION", **dict.fromkeys(_LINEARS, "LINEAR")}
-    names = dict.fromkeys(("sparse_linear", "active_linear"), "LINEAR")
+    names = dict.fromkeys(_LINEARS, "LINEAR")
     names |= dict.fromkeys(("fused_attention", "block_attention"), "ATTENTION")
     return names.get(operator.family, operator.family.upper())
 
@@ -102,9 +101,7 @@ def _activation(camel: str) -> int:
 
 _FIELDS = {
     **dict.fromkeys(_LINEARS, _linear),
-    "sparse_linear": _linear,
     "gated": _gated,
     "fused_attention": _attention,
     "block_attention": _attention,
-    "active_linear": _linear,
 }
