@@ -32,6 +32,7 @@ _KERNELS: dict[Any, tuple[str, ...]] = {
     ops.sparse_linear.overload: ("x", "residual"),
     ops.fused_norm.overload: ("x",),
     ops.rotary.overload: ("x", "cos", "sin"),
+    ops.gate.overload: ("x",),
     ops.gated.overload: ("x",),
     ops.fused_attention.overload: ("query", "key", "value"),
     ops.paged_attention.overload: ("query",),

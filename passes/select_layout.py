@@ -20,8 +20,6 @@ from sparsify.program import ProgramSet, Site
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
 
-_LINEAR = ops.sparse_linear.overload
-
 
 @dataclass(frozen=True)
 class SelectLayout:
@@ -68,7 +66,7 @@ class SelectLayout:
         uses: dict[str, list[_Use]] = {}
         for rewriter in rewriters:
             for node in rewriter.nodes:
-                if node.target == _LINEAR:
+                if node.target in ops.LINEARS:
                     use = _Use.of(rewriter, node, self.tokens)
                     uses.setdefault(use.site.weight, []).append(use)
         if isinstance(cost, MeasuringCostModel):
@@ -256,5 +254,5 @@ def _plain_matrices(rewriter: Rewriter) -> Iterator[int]:
     """Where the weights lie in memory that anything but a linear reads, such as an embedding."""
     for node in rewriter.nodes:
         weight = rewriter.weight_of(node)
-        if weight is not None and any(user.target != _LINEAR for user in node.users):
+        if weight is not None and any(user.target not in ops.LINEARS for user in node.users):
             yield weight.data_ptr()

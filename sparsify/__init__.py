@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.moefication import moefy
+    from sparsify.passes.moefy import Moefy
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
@@ -28,12 +30,14 @@ __all__ = [
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
+    "Moefy",
     "Report",
     "RoundWeights",
     "Sampling",
     "Unstructured",
     "compile",
     "load",
+    "moefy",
     "prune",
 ]
 
@@ -44,12 +48,14 @@ _HOMES = {
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
+    "Moefy": "sparsify.passes.moefy",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
     "Unstructured": "sparsify.pruning",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
+    "moefy": "sparsify.moefication",
     "prune": "sparsify.pruning",
 }
 

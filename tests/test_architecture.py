@@ -19,7 +19,8 @@ FLOORS = [
     {"clock", "effects", "memory", "sources", "specs"},
     {"arguments"},
     {"config", "report", "signature"},
-    {"gates", "layouts", "routers"},
+    {"band", "gates", "layouts", "routers"},
+    {"block_mask"},
     {"ops"},
     {"program"},
     {"calibration", "rewriter"},
@@ -30,7 +31,7 @@ FLOORS = [
     {"cache", "export"},
     {"compiled"},
     {"generation", "onnxruntime"},
-    {"compiler"},
+    {"compiler", "moefication"},
     {"loader"},
     {"sparsify"},  # the public names
     {"bench"},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsify.codegen.operators import aten, attention, experts, lanes, linear, tokens
+from sparsify.codegen.operators import active, aten, attention, experts, lanes, linear, tokens
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -22,8 +22,11 @@ CONVERTERS: dict[str, Converter] = {
     "to_lanes.default": lanes.convert_to_lanes,
     "from_lanes.default": lanes.convert_from_lanes,
     "sparse_linear.default": linear.convert_sparse_linear,
+    "active_linear.default": active.convert_active_linear,
+    "gated_linear.default": active.convert_gated_linear,
     "fused_norm.default": tokens.convert_fused_norm,
     "rotary.default": tokens.convert_rotary,
+    "gate.default": tokens.convert_gate,
     "gated.default": tokens.convert_gated,
     "route.default": experts.convert_route,
     "experts.default": experts.convert_experts,
@@ -42,6 +45,7 @@ CONVERTERS: dict[str, Converter] = {
 }
 
 REFUSALS: dict[str, Callable[[fx.Node], str | None]] = {
+    "gate.default": tokens.refuse_gate,
     "route.default": experts.refuse_route,
     "experts.default": experts.refuse_experts,
 }

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 def convert_sparse_linear(node: fx.Node, lowering: Lowering) -> Any:
     if gated_kernel(node, lowering) is not None:
         return None  # nothing else reads it; its gate calls the kernel of both
-    a = arguments_of(node)
+    return call_linear(arguments_of(node), lowering)
+
+
+def call_linear(a: dict[str, Any], lowering: Lowering) -> Any:
+    """Calls the layout's kernel with the arguments of a ``sparse_linear``."""
     x, bias, residual = (lowering.tensor(a[name]) for name in ("x", "bias", "residual"))
     layout, site = parse(a["layout"]), _site(a)
     kernels = _kernels(a, layout)
@@ -64,7 +68,7 @@ def convert_sparse_linear(node: fx.Node, lowering: Lowering) -> Any:
     return y if a["lanes"] else from_lanes(lowering, y, leading)
 
 
-def convert_gated_linear(node: fx.Node, kernel: Kernel, lowering: Lowering) -> Any:
+def convert_linear_and_gate(node: fx.Node, kernel: Kernel, lowering: Lowering) -> Any:
     """Calls the kernel that computes a linear and the gate on its result."""
     a = arguments_of(node)
     x, bias = lowering.tensor(a["x"]), lowering.tensor(a["bias"])

@@ -123,7 +123,7 @@ def _uses(programs: ProgramSet) -> list[_Use]:
         )
         for program in programs
         for node in program.graph.nodes
-        if node.target == ops.sparse_linear.overload
+        if node.target in ops.LINEARS
     ]
 
 

@@ -28,6 +28,7 @@ from sparsify.frontend.examples import (
     serve_size_one,
     widenable,
 )
+from sparsify.frontend.experts import grouped_experts
 from sparsify.frontend.normalise import normalise
 from sparsify.frontend.ties import tie_indexed_sizes
 from sparsify.program import ProgramSet
@@ -81,7 +82,7 @@ def capture(
     examples = Examples.parse(example_inputs)
     check_weights(dict(model.named_parameters()), dict(model.named_buffers()))
     _check_arguments(model, examples)
-    with evaluation(model):
+    with evaluation(model), grouped_experts(model):
         if isinstance(dynamic_shapes, str):
             if dynamic_shapes != "auto":
                 raise ValueError(
@@ -119,7 +120,8 @@ def _capture_exported(
         example_inputs = exported.example_inputs
     if example_inputs is None or dynamic_shapes is None:
         return exported
-    return serve_size_one(tie_indexed_sizes(exported), Examples.parse(example_inputs), None)
+    examples = Examples.parse(example_inputs, halves=True)
+    return serve_size_one(tie_indexed_sizes(exported), examples, None)
 
 
 def _export_auto(model: torch.nn.Module, examples: Examples) -> tuple[ExportedProgram, Examples]:

@@ -155,3 +155,23 @@ def test_garbage_in_unused_lanes_stays_there():
         return torch.ops.sparsify.from_lanes(y, [batch, length])
 
     torch.testing.assert_close(through(dirty), through(clean))
+
+
+def test_linears_of_active_features_refuse_what_does_not_fit():
+    with torch._subclasses.fake_tensor.FakeTensorMode() as mode:
+        x, weight, gate = map(mode.from_tensor, map(torch.randn, ((3, IN), (OUT, IN), (3, OUT))))
+        wide = mode.from_tensor(torch.randn(3, IN + 1))
+        with pytest.raises(RuntimeError, match=r"active_linear: x has 10 features"):
+            torch.ops.sparsify.active_linear(wide, [weight], "dense", OUT, IN, 0.5)
+        with pytest.raises(RuntimeError, match=r"active=1.5 is no share between 0 and 1"):
+            torch.ops.sparsify.active_linear(x, [weight], "dense", OUT, IN, 1.5)
+        with pytest.raises(RuntimeError, match=r"the gate has extent 9, the result 7"):
+            torch.ops.sparsify.gated_linear(x, x, [weight], "dense", OUT, IN, 0.5)
+        with pytest.raises(RuntimeError, match=r"the gate has shape \(3,\), the result \(3, 7\)"):
+            torch.ops.sparsify.gated_linear(x, gate[:, 0], [weight], "dense", OUT, IN, 0.5)
+
+
+def test_the_union_of_tokens_grows_with_them():
+    assert ops.union_share(0.1, 1) == pytest.approx(0.1)
+    assert ops.union_share(0.1, 8) == pytest.approx(1 - 0.9**8)
+    assert ops.union_share(0.0, 16) == 0 and ops.union_share(1.0, 1) == 1

@@ -13,8 +13,10 @@ import numpy as np
 from sparsify import ops
 from sparsify.codegen.emit.onnx.state import APPENDED
 from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
+from sparsify.ops.onnx import active as actives
 from sparsify.ops.onnx import attention as attentions
 from sparsify.ops.onnx import experts as mixtures
+from sparsify.ops.onnx import gate as rules
 from sparsify.ops.onnx import gated as gates
 from sparsify.ops.onnx import kv_cache as caches
 from sparsify.ops.onnx import linear as linears
@@ -54,7 +56,7 @@ def _sparse_linear(
     lanes: bool = False,
 ) -> Any:
     assert not lanes
-    storage: linears.Storage = "dense" if layout == "dense" else "csr"
+    storage = _storage(layout)
     return emit(
         linears.linear(storage, activation, bias is not None, residual is not None),
         [x, *weight, *(value for value in (bias, residual) if value is not None)],
@@ -63,6 +65,54 @@ def _sparse_linear(
         storage=storage,
         activation=activation,
     )
+
+
+def _active_linear(
+    x: Any,
+    weight: Sequence[Any],
+    layout: str,
+    out_features: int,
+    in_features: int,
+    active: float,
+    bias: Any = None,
+    activation: str = "none",
+    residual: Any = None,
+) -> Any:
+    storage = _storage(layout)
+    return emit(
+        actives.active_linear(storage, activation, bias is not None, residual is not None),
+        [x, *weight, *(value for value in (bias, residual) if value is not None)],
+        in_features=in_features,
+        out_features=out_features,
+        storage=storage,
+        activation=activation,
+        active=active,
+    )
+
+
+def _gated_linear(
+    x: Any,
+    gate: Any,
+    weight: Sequence[Any],
+    layout: str,
+    out_features: int,
+    in_features: int,
+    active: float,
+    bias: Any = None,
+) -> Any:
+    storage = _storage(layout)
+    return emit(
+        actives.gated_linear(storage, bias is not None),
+        [x, *weight, *(() if bias is None else (bias,)), gate],
+        in_features=in_features,
+        out_features=out_features,
+        storage=storage,
+        active=active,
+    )
+
+
+def _storage(layout: str) -> linears.Storage:
+    return "dense" if layout == "dense" else "csr"
 
 
 def _fused_norm(
@@ -117,6 +167,12 @@ def _fused_attention(
 def _rotary(x: Any, cos: Any, sin: Any, heads: int, head_dim: int, lanes: bool = False) -> Any:
     assert not lanes
     return emit(rotaries.ROTARY, [x, cos, sin], heads=heads, head_dim=head_dim)
+
+
+def _gate(x: Any, rule: str, parameters: Sequence[Any], lanes: bool = False) -> Any:
+    assert not lanes
+    operator, attributes = rules.gate(rule, int(x.shape[-1]))
+    return emit(operator, [x, *parameters], **attributes)
 
 
 def _gated(x: Any, activation: str, lanes: bool = False) -> Any:
@@ -203,9 +259,12 @@ def _paged_attention(
 
 _TRANSLATIONS: dict[str, Translation] = {
     "sparse_linear": _sparse_linear,
+    "active_linear": _active_linear,
+    "gated_linear": _gated_linear,
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
     "rotary": _rotary,
+    "gate": _gate,
     "gated": _gated,
     "route": _route,
     "experts": _experts,

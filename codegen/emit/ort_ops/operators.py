@@ -10,8 +10,10 @@ from sparsify.ops.onnx import ONNX_OPERATORS, OnnxOperator
 FUNCTION_BODIES = {
     "route": "a token's takes tens of operations beside the millions of its experts",
     "experts": "a loop of products that ONNX Runtime multiplies as fast as kernels of any shape do",
+    "gated_linear": "its body multiplies by the gate what the standard kernel of MatMul computes",
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
+    "gate": "a comparison of a few KB: less than a hundredth of the linear that it feeds",
     "to_lanes": "exported files hold portable programs, which have no lanes",
     "from_lanes": "exported files hold portable programs, which have no lanes",
 }
@@ -48,12 +50,12 @@ def _row(operator: OnnxOperator) -> str:
 def _family(operator: OnnxOperator) -> str:
     if operator.family == "fused_norm":
         return "LAYER_NORM" if operator.name == "LayerNorm" else "RMS_NORM"
-    names = {"sparse_linear": "LINEAR", "fused_attention": "ATTENTION"}
+    names = {"sparse_linear": "LINEAR", "active_linear": "LINEAR", "fused_attention": "ATTENTION"}
     return names.get(operator.family, operator.family.upper())
 
 
 def _linear(operator: OnnxOperator) -> dict[str, str]:
-    match = re.fullmatch(r"Linear(Csr|Bitmap|Dense)(Bias)?(.*?)(Add)?", operator.name)
+    match = re.fullmatch(r"(?:Active)?Linear(Csr|Bitmap|Dense)(Bias)?(.*?)(Add)?", operator.name)
     assert match is not None, operator.name
     storage, bias, activation, residual = match.groups()
     return {
@@ -81,4 +83,9 @@ def _activation(camel: str) -> int:
     return plain.index(camel.lower() or "none")
 
 
-_FIELDS = {"sparse_linear": _linear, "gated": _gated, "fused_attention": _attention}
+_FIELDS = {
+    "sparse_linear": _linear,
+    "active_linear": _linear,
+    "gated": _gated,
+    "fused_attention": _attention,
+}

@@ -5,8 +5,10 @@ outputs and function bodies, which exporters write and a library of kernels serv
 """
 
 from sparsify.ops.onnx import (
+    active,
     attention,
     experts,
+    gate,
     gated,
     kv_cache,
     lanes,
@@ -17,7 +19,7 @@ from sparsify.ops.onnx import (
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
-_FAMILIES = (linear, norm, attention, rotary, gated, route, experts, kv_cache, lanes)
+_FAMILIES = (linear, active, norm, attention, rotary, gate, gated, route, experts, kv_cache, lanes)
 
 ONNX_OPERATORS: dict[str, OnnxOperator] = {
     operator.name: operator for family in _FAMILIES for operator in family.KINDS
