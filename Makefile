@@ -33,10 +33,11 @@ edge-deps:
 			|| missing="$$missing $$package"; \
 	done; \
 	command -v node > /dev/null && missing=$$(echo "$$missing" | sed 's/ nodejs//'); \
-	test -z "$$missing" || { $(SUDO) apt-get update --quiet=2 && \
+	test -z "$$missing" || { log=$$(mktemp) && { $(SUDO) apt-get update --quiet=2 && \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes \
-		--no-install-recommends $$missing; } \
-	|| echo "edge-deps: could not install$$missing; tests that need them are skipped"
+		--no-install-recommends $$missing; } > $$log 2>&1 && rm $$log; } \
+	|| { cat $$log; \
+		echo "edge-deps: could not install$$missing; tests that need them are skipped"; }
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

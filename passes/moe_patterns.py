@@ -179,10 +179,11 @@ def _inner(hidden: Any) -> tuple[fx.Node, str, bool] | None:
         return past_copies(hidden.args[0]), activation, False
     product = operands(hidden, aten.mul.Tensor)
     for opened, up in () if product is None else (product[:2], product[1::-1]):
-        activation = activation_of(past_copies(opened))
+        opened = past_copies(opened)
+        activation = activation_of(opened)
         if activation is None:
             continue
-        halves = part_of(past_copies(opened).args[0], 0)
+        halves = part_of(opened.args[0], 0)
         if halves is not None and halves is part_of(up, 1) and _in_halves(halves):
             return past_copies(halves.args[0]), activation, True
     return None
@@ -215,7 +216,7 @@ def _grouped(node: fx.Node, restored: Any) -> ExpertsMatch | None:
         return None
     order = past_copies(weights[1][0])
     sort = part_of(order, 1)
-    slots = shape_of(node.args[0])[1]  # type: ignore[arg-type]
+    slots = shape_of(node.args[0])[1]
     if (
         sort is None
         or not _is_floor(rows[1][0], order, slots)

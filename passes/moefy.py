@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -52,7 +52,7 @@ class Moefy:
     top_k: int
     calibration: Calibration
 
-    name = "moefy"
+    name: ClassVar[str] = "moefy"
 
     def __post_init__(self) -> None:
         if not 0 < self.top_k <= self.experts:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsify.artefact.container import ArtefactError
+    from sparsify.calibration import Calibration
     from sparsify.compiled import CompiledModel
     from sparsify.compiler import compile
     from sparsify.config import CompileConfig
@@ -21,19 +22,30 @@ if TYPE_CHECKING:
     from sparsify.loader import load
     from sparsify.moefication import moefy
     from sparsify.passes.moefy import Moefy
+    from sparsify.passes.double_sparsity import DoubleSparsity
+    from sparsify.passes.gating import Cats
+    from sparsify.passes.quest import Quest
+    from sparsify.passes.streaming_window import StreamingWindow
+    from sparsify.passes.tidal_decode import TidalDecode
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
 __all__ = [
     "ArtefactError",
+    "Calibration",
+    "Cats",
     "CompileConfig",
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
     "Moefy",
+    "DoubleSparsity",
+    "Quest",
     "Report",
     "RoundWeights",
     "Sampling",
+    "StreamingWindow",
+    "TidalDecode",
     "Unstructured",
     "compile",
     "load",
@@ -44,14 +56,20 @@ __all__ = [
 # Imported when first used: torch and TVM take seconds.
 _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
+    "Calibration": "sparsify.calibration",
+    "Cats": "sparsify.passes.gating",
     "CompileConfig": "sparsify.config",
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
     "Moefy": "sparsify.passes.moefy",
+    "DoubleSparsity": "sparsify.passes.double_sparsity",
+    "Quest": "sparsify.passes.quest",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
+    "StreamingWindow": "sparsify.passes.streaming_window",
+    "TidalDecode": "sparsify.passes.tidal_decode",
     "Unstructured": "sparsify.pruning",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",

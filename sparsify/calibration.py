@@ -72,7 +72,7 @@ class Calibration:
 
     def _inputs(self, program: Program, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if program.state():
-            return _prompt(program, batch), {}
+            return _prompt(program, batch)
         if isinstance(batch, Mapping):
             return (), dict(batch)
         return batch, {}
@@ -132,7 +132,9 @@ def _arguments(batch: Any) -> Any:
     )
 
 
-def _prompt(program: Program, batch: Any) -> tuple[torch.Tensor, ...]:
+def _prompt(
+    program: Program, batch: Any
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     """A text as the arguments of ``prefill``: one row, in an empty cache that just holds it."""
     ids = batch[0] if isinstance(batch, tuple) and len(batch) == 1 else None
     if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
@@ -152,4 +154,9 @@ def _prompt(program: Program, batch: Any) -> tuple[torch.Tensor, ...]:
         "keys": cache[0],
         "values": cache[1],
     }
-    return tuple(given[name] for name in names)
+    beside = {
+        name: torch.zeros(int(layers), width, *map(int, node.meta["val"].shape[2:]))
+        for name, node in names.items()
+        if name not in given
+    }
+    return tuple(given[name] for name in names if name in given), beside

@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from sparsify.codegen.operators import active, aten, attention, experts, lanes, linear, tokens
+from sparsify.codegen.operators import (
+    active,
+    aten,
+    attention,
+    experts,
+    lanes,
+    linear,
+    logarithms,
+    pages,
+    tokens,
+)
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -33,6 +44,8 @@ CONVERTERS: dict[str, Converter] = {
     "fused_attention.default": attention.convert_fused_attention,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
+    "page_bounds.default": pages.convert_page_bounds,
+    "select_pages.default": pages.convert_select_pages,
     "embedding.default": aten.convert_embedding,
     "index_select.default": aten.convert_index_select,
     "slice.Tensor": aten.convert_slice,
@@ -42,11 +55,15 @@ CONVERTERS: dict[str, Converter] = {
     "amin.default": aten.convert_reduction,
     "prod.dim_int": aten.convert_reduction,
     "softmax.int": aten.convert_softmax,
+    "log1p.default": logarithms.convert_log1p,
+    "softplus.default": logarithms.convert_softplus,
 }
 
 REFUSALS: dict[str, Callable[[fx.Node], str | None]] = {
     "gate.default": tokens.refuse_gate,
     "route.default": experts.refuse_route,
     "experts.default": experts.refuse_experts,
+    "gate.default": tokens.refuse_gate,
+    "select_pages.default": pages.refuse_select_pages,
 }
 """Why a call of an operator cannot be compiled, where that depends on the call."""

@@ -122,7 +122,7 @@ def convert_kv_append(node: fx.Node, lowering: Lowering) -> Any:
 def convert_paged_attention(node: fx.Node, lowering: Lowering) -> Any:
     """Few tokens stay row-major; many are converted to lanes unless they are there already."""
     a = arguments_of(node)
-    names = ("query", "keys", "values", "pages", "lengths", "counts")
+    names = ("query", "keys", "values", "pages", "lengths", "counts", "selected")
     query, keys, *rest = (lowering.tensor(a[name]) for name in names)
     kv_heads, head_dim = (int(extent) for extent in shape_of(keys)[2:4])
     heads, features = (a["heads"], kv_heads, head_dim), a["heads"] * head_dim
@@ -131,7 +131,8 @@ def convert_paged_attention(node: fx.Node, lowering: Lowering) -> Any:
     leading = extents_of(lowering, a["extents"]) if in_lanes else shape_of(query)[:2]
     integers = [tirx.IntImm("int64", a["layer"]), leading[1]]
     if not in_lanes and expected_tokens(a["query"].meta["val"]) <= FEW_TOKENS:
-        decode = PagedDecode(isa, *heads, int(shape_of(query)[2]), a["offset"], scores)
+        selected = a["selected"] is not None
+        decode = PagedDecode(isa, *heads, int(shape_of(query)[2]), a["offset"], scores, selected)
         rows = flat(lowering, query)
         y = lowering.call_kernel(
             decode, [rows, keys, *rest], (product(leading), features), integers

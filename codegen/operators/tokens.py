@@ -53,7 +53,7 @@ def convert_gate(node: fx.Node, lowering: Lowering) -> Any:
 
 def refuse_gate(node: fx.Node) -> str | None:
     rule = parse(arguments_of(node)["rule"])
-    return None if gate_kernels(rule) else f"there is no kernel for the gate {rule.spec}"
+    return None if gate_kernels(rule) else f"gate {rule.spec} has no kernel, only its reference"
 
 
 def convert_gated(node: fx.Node, lowering: Lowering) -> Any:

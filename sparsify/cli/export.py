@@ -94,8 +94,8 @@ def _write_onnx(source: Source, output: Path, standard: bool, entry: str | None)
     if entry not in names:
         raise ValueError(f"the model has no entry {entry!r}, it has {', '.join(names)}")
     with step(f"writing {output}"), quiet():
-        report = Report(result.decisions)
-        return write(result.programs[entry], report, output, standard=standard)
+        report, names = Report(result.decisions), source.input_names()
+        return write(result.programs[entry], report, output, standard=standard, inputs=names)
 
 
 def _write_c(

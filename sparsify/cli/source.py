@@ -27,6 +27,10 @@ class Source:
     def is_compiled(self) -> bool:
         return Path(self.text).suffix == ".sparsify"
 
+    def input_names(self) -> dict[str, str]:
+        """What the inputs of an ONNX file are called there, by the names of its arguments."""
+        return self.onnx.inputs(self.text) if Path(self.text).suffix == ".onnx" else {}
+
     def compiled(self) -> Any:
         """The model out of its .sparsify file, or compiled for this machine."""
         if not self.is_compiled:

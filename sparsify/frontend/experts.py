@@ -102,7 +102,7 @@ def grouped_experts(model: torch.nn.Module) -> Iterator[None]:
     if moe is None:
         yield
         return
-    modules = [m for m in model.modules() if hasattr(m, "_is_expert_parallel")]
+    modules: list[Any] = [m for m in model.modules() if hasattr(m, "_is_expert_parallel")]
     moe.ALL_EXPERTS_FUNCTIONS.register(NAME, _Experts({id(m): _activation(m) for m in modules}))
     configs = {id(m.config): m.config for m in modules}.values()
     own = [config._experts_implementation_internal for config in configs]

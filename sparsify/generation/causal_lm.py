@@ -14,6 +14,7 @@ import torch
 
 from sparsify.artefact.container import ArtefactError, check_fields
 from sparsify.compiled import CompiledModel
+from sparsify.entry import Entry
 from sparsify.generation.paged_cache import PagedCache
 from sparsify.generation.prompts import Prompts
 from sparsify.generation.sampling import Sampling
@@ -107,6 +108,7 @@ class CompiledCausalLM:
         self.settings = settings
         self._entries = {name: model.entry(name) for name in (PREFILL, DECODE)}
         self._shape = cache_shape(model)
+        self._beside = {name: kept_beside(entry) for name, entry in self._entries.items()}
 
     @property
     def report(self) -> Report:
@@ -150,7 +152,8 @@ class CompiledCausalLM:
             raise ValueError(
                 f"max_tokens={max_tokens} is more than the {most} positions of the model"
             )
-        return PagedCache(self._shape, batch, max_tokens)
+        beside = {name: page for kept in self._beside.values() for name, page in kept.items()}
+        return PagedCache(self._shape, batch, max_tokens, beside)
 
     def __call__(
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor | None = None
@@ -209,10 +212,11 @@ class CompiledCausalLM:
     def _append(
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
-        entry = self._entries[DECODE if input_ids.shape[1] == 1 else PREFILL]
+        name = DECODE if input_ids.shape[1] == 1 else PREFILL
+        entry, beside = self._entries[name], {n: cache.beside[n] for n in self._beside[name]}
         of_rows = (input_ids, cache.pages, cache.lengths, counts)
         logits = [
-            entry(*(part.contiguous() for part in group), cache.keys, cache.values)
+            entry(*(part.contiguous() for part in group), cache.keys, cache.values, **beside)
             for group in zip(*(part.split(_ROWS) for part in of_rows), strict=True)
         ]
         cache.advance(counts)
@@ -351,3 +355,12 @@ def cache_shape(model: CompiledModel) -> CacheShape:
     keys = next(wanted for wanted in model.entry(DECODE).inputs if wanted.name == "keys")
     layers, _, kv_heads, head_dim, _ = keys.shape
     return CacheShape(int(layers), int(kv_heads), int(head_dim))
+
+
+def kept_beside(entry: Entry) -> dict[str, tuple[int, ...]]:
+    """What an entry keeps about pages beside keys and values: the shape of one page, by name."""
+    return {
+        wanted.name: tuple(int(extent) for extent in wanted.shape[2:])
+        for wanted in entry.inputs
+        if wanted.state and wanted.name not in ("keys", "values")
+    }

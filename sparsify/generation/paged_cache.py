@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+from collections.abc import Mapping
 
 import torch
 
@@ -28,12 +29,23 @@ class CacheFull(MemoryError):
 class PagedCache:
     """The state of ``batch`` sequences of at most ``max_tokens`` tokens each.
 
+    Args:
+        beside: by name, what a program keeps about each page beside keys and values: the shape of
+            one page of one layer.
+
     Attributes:
         keys, values, pages: as `sparsify.ops.kv_append` takes them.
         lengths: int64 ``[batch]``, the tokens that each sequence holds.
+        beside: float32 ``[layers, pages, ...]``, by name.
     """
 
-    def __init__(self, shape: CacheShape, batch: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        shape: CacheShape,
+        batch: int,
+        max_tokens: int,
+        beside: Mapping[str, tuple[int, ...]] = {},
+    ) -> None:
         if batch < 1 or max_tokens < 1:
             raise ValueError(
                 f"a cache for {batch} sequences of {max_tokens} tokens: both must be at least 1"
@@ -41,6 +53,8 @@ class PagedCache:
         self.shape, self.max_tokens = shape, max_tokens
         width = -(-max_tokens // PAGE)
         self.keys, self.values = map(_reserved, shape.of_pages(batch * width))
+        pools = (shape.layers, batch * width)
+        self.beside = {name: _reserved((*pools, *page)) for name, page in beside.items()}
         self.pages = torch.zeros(batch, width, dtype=torch.int32)
         self.lengths = torch.zeros(batch, dtype=torch.int64)
         self._held = [0] * batch
@@ -53,7 +67,9 @@ class PagedCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the pages in use."""
-        return sum(self._held) * PAGE * self.shape.token_bytes
+        beside = sum(4 * math.prod(part.shape[2:]) for part in self.beside.values())
+        page = PAGE * self.shape.token_bytes + self.shape.layers * beside
+        return sum(self._held) * page
 
     def reserve(self, counts: torch.Tensor) -> None:
         """Gives each sequence the pages for so many more tokens.

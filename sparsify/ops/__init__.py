@@ -10,6 +10,7 @@ from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
 from sparsify.ops.library import OPERATORS, Operator
 from sparsify.ops.linear import ACTIVATIONS, sparse_linear
 from sparsify.ops.norm import fused_norm
+from sparsify.ops.page_selection import page_bounds, select_pages
 from sparsify.ops.rotary import rotary
 from sparsify.ops.route import route
 
@@ -35,9 +36,11 @@ __all__ = [
     "gated",
     "gated_linear",
     "kv_append",
+    "page_bounds",
     "paged_attention",
     "rotary",
     "route",
+    "select_pages",
     "sparse_linear",
     "to_lanes",
     "union_share",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsify import ops
-from sparsify.codegen.emit.onnx.state import APPENDED
+from sparsify.codegen.emit.onnx.state import APPENDED, BOUNDED
 from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
 from sparsify.ops.onnx import active as actives
 from sparsify.ops.onnx import attention as attentions
@@ -21,6 +21,7 @@ from sparsify.ops.onnx import gated as gates
 from sparsify.ops.onnx import kv_cache as caches
 from sparsify.ops.onnx import linear as linears
 from sparsify.ops.onnx import norm as norms
+from sparsify.ops.onnx import page_selection as selections
 from sparsify.ops.onnx import rotary as rotaries
 from sparsify.ops.onnx import route as routes
 from sparsify.routers import parse as parse_router
@@ -41,7 +42,7 @@ def emit(operator: OnnxOperator, inputs: Sequence[Any], **attributes: Any) -> An
 def translations() -> dict[Any, Translation]:
     """``custom_translation_table`` of ``torch.onnx.export``."""
     table = {ops.OPERATORS[name].overload: function for name, function in _TRANSLATIONS.items()}
-    return {**table, APPENDED: _kv_append}
+    return {**table, APPENDED: _kv_append, BOUNDED: _page_bounds}
 
 
 def _sparse_linear(
@@ -242,18 +243,53 @@ def _paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     extents: Sequence[int] = (),
+    selected: Any = None,
+    block: Sequence[int] = (1, 1),
 ) -> Any:
     assert not extents
+    lists, sizes = ([], {}) if selected is None else ([selected], {"block": list(block)})
     cap = {"softcap": softcap} if softcap else {}
     return emit(
-        caches.paged_attention(bool(softcap)),
-        [query, keys, values, pages, lengths, counts],
+        caches.paged_attention(bool(softcap), selected is not None),
+        [query, keys, values, pages, lengths, counts, *lists],
         layer=layer,
         heads=heads,
         offset=offset,
         scale=scale,
         window=window,
         **cap,
+        **sizes,
+    )
+
+
+def _page_bounds(bounds: Any, keys: Any, pages: Any, lengths: Any, counts: Any, layer: int) -> Any:
+    return emit(selections.BOUNDS, [bounds, keys, pages, lengths, counts], layer=layer)
+
+
+def _select_pages(
+    query: Any,
+    keys: Any,
+    tensors: Sequence[Any],
+    pages: Any,
+    lengths: Any,
+    counts: Any,
+    layer: int,
+    heads: int,
+    offset: int,
+    selector: str,
+    budget: int,
+    sinks: int = 1,
+    recent: int = 1,
+) -> Any:
+    return emit(
+        selections.select_pages(selector),
+        [query, keys, *tensors, pages, lengths, counts],
+        layer=layer,
+        heads=heads,
+        offset=offset,
+        budget=budget,
+        sinks=sinks,
+        recent=recent,
     )
 
 
@@ -269,4 +305,5 @@ _TRANSLATIONS: dict[str, Translation] = {
     "route": _route,
     "experts": _experts,
     "paged_attention": _paged_attention,
+    "select_pages": _select_pages,
 }

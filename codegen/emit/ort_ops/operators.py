@@ -14,6 +14,8 @@ FUNCTION_BODIES = {
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
     "gate": "a comparison of a few KB: less than a hundredth of the linear that it feeds",
+    "page_bounds": "it writes state beside the cache, which is copied at every step",
+    "select_pages": "it chooses what paged_attention reads of the copied cache",
     "to_lanes": "exported files hold portable programs, which have no lanes",
     "from_lanes": "exported files hold portable programs, which have no lanes",
 }

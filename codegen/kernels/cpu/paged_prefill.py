@@ -64,7 +64,7 @@ class _Emitter(FlashTiles):
                 Tensor("y", (self.groups, spec.heads * spec.head_dim, LANES)),
             )
             self.query, self.key, self.value, self.lengths, self.counts, *rest = operands
-            self.queries, self.y = rest
+            _, self.queries, self.y = rest
             cache.check_reads(self.lengths, self.counts, self.queries, spec.scores)
             self.emit(cache.batch)
         return result[0]

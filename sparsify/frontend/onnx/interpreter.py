@@ -100,7 +100,7 @@ class Interpreter:
             scope = Scope()
             self._note_types(graph)
             for tensor in graph.initializer:
-                scope.values[tensor.name] = Constant(_weight(tensor), tensor.name)
+                scope.values[tensor.name] = _stored(_weight(tensor), tensor.name)
             for proto in graph.node:
                 if all(name in scope.values for name in proto.input if name):
                     node = self._node(proto, scope)
@@ -144,8 +144,19 @@ class Interpreter:
             results = self._fold(node, handler, inputs)
         except Exception:
             return {}  # the run says what is wrong
-        named = zip(node.outputs, results, strict=False)
-        return {n: Constant(c.tensor, n) for n, c in named if n and isinstance(c, Constant)}
+        named = [
+            (n, c.tensor)
+            for n, c in zip(node.outputs, results, strict=False)
+            if n and isinstance(c, Constant)
+        ]
+        if not inputs:
+            # The integers of Constant nodes are sizes and the like.
+            return {n: _stored(t, n, counts=t.is_floating_point()) for n, t in named}
+        given = [value for value in inputs if isinstance(value, Constant)]
+        sources = frozenset[str]().union(*(value.sources for value in given))
+        # What was made of one weight is that weight, in another form.
+        (only,) = sources if len(sources) == 1 and len(named) == 1 else (None,)
+        return {name: Constant(tensor, only or name, sources) for name, tensor in named}
 
     def _results(self, node: Node) -> list[Value]:
         inputs = [node.scope[name] if name else None for name in node.inputs]
@@ -247,6 +258,12 @@ def _module(proto: onnx.NodeProto) -> str:
             scopes = re.findall(r"'([^']*)'", entry.value)
             return scopes[-2] if len(scopes) > 1 else ""
     return ""
+
+
+def _stored(tensor: torch.Tensor, name: str, counts: bool = True) -> Constant:
+    """A constant of the file; the parts of one of our packed weights are of the same source."""
+    counts = counts and tensor.numel() > 1 and tensor.dtype not in (torch.int64, torch.int32)
+    return Constant(tensor, name, frozenset([name.partition(":")[0]] if counts else ()))
 
 
 def _weight(tensor: onnx.TensorProto) -> torch.Tensor:

@@ -14,12 +14,27 @@ from sparsify.ops.onnx import (
     lanes,
     linear,
     norm,
+    page_selection,
     rotary,
     route,
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
 _FAMILIES = (linear, active, norm, attention, rotary, gate, gated, route, experts, kv_cache, lanes)
+_FAMILIES = (
+    linear,
+    active,
+    norm,
+    attention,
+    rotary,
+    gate,
+    gated,
+    route,
+    experts,
+    kv_cache,
+    page_selection,
+    lanes,
+)
 
 ONNX_OPERATORS: dict[str, OnnxOperator] = {
     operator.name: operator for family in _FAMILIES for operator in family.KINDS
