@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
     from sparsify.moefication import moefy
-    from sparsify.passes.moefy import Moefy
     from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import Cats
+    from sparsify.passes.moefy import Moefy
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
@@ -38,8 +38,8 @@ __all__ = [
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
-    "Moefy",
     "DoubleSparsity",
+    "Moefy",
     "Quest",
     "Report",
     "RoundWeights",

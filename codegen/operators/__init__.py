@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsify.codegen.operators import active, aten, attention, experts, lanes, linear, tokens
 from sparsify.codegen.operators import (
     active,
     aten,
@@ -63,7 +62,6 @@ REFUSALS: dict[str, Callable[[fx.Node], str | None]] = {
     "gate.default": tokens.refuse_gate,
     "route.default": experts.refuse_route,
     "experts.default": experts.refuse_experts,
-    "gate.default": tokens.refuse_gate,
     "select_pages.default": pages.refuse_select_pages,
 }
 """Why a call of an operator cannot be compiled, where that depends on the call."""
