@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsify.analysis import analyze_activations
     from sparsify.artefact.container import ArtefactError
     from sparsify.calibration import Calibration
     from sparsify.compiled import CompiledModel
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
     from sparsify.moefication import moefy
+    from sparsify.passes.gating import (
+        Cats,
+        Chess,
+        ExactZeros,
+        RSparse,
+        SparkTopK,
+        Teal,
+        TopK,
+        Wina,
+    )
     from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import Cats
     from sparsify.passes.moefy import Moefy
@@ -34,10 +45,19 @@ __all__ = [
     "ArtefactError",
     "Calibration",
     "Cats",
+    "Chess",
     "CompileConfig",
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
+    "ExactZeros",
+    "RSparse",
+    "Report",
+    "RoundWeights",
+    "Sampling",
+    "SparkTopK",
+    "Teal",
+    "TopK",
     "DoubleSparsity",
     "Moefy",
     "Quest",
@@ -47,6 +67,8 @@ __all__ = [
     "StreamingWindow",
     "TidalDecode",
     "Unstructured",
+    "Wina",
+    "analyze_activations",
     "compile",
     "load",
     "moefy",
@@ -58,11 +80,20 @@ _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
     "Calibration": "sparsify.calibration",
     "Cats": "sparsify.passes.gating",
+    "Chess": "sparsify.passes.gating",
     "CompileConfig": "sparsify.config",
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
     "Moefy": "sparsify.passes.moefy",
+    "ExactZeros": "sparsify.passes.gating",
+    "RSparse": "sparsify.passes.gating",
+    "Report": "sparsify.report",
+    "RoundWeights": "sparsify.pruning",
+    "Sampling": "sparsify.generation",
+    "SparkTopK": "sparsify.passes.gating",
+    "Teal": "sparsify.passes.gating",
+    "TopK": "sparsify.passes.gating",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "Quest": "sparsify.passes.quest",
     "Report": "sparsify.report",
@@ -71,6 +102,8 @@ _HOMES = {
     "StreamingWindow": "sparsify.passes.streaming_window",
     "TidalDecode": "sparsify.passes.tidal_decode",
     "Unstructured": "sparsify.pruning",
+    "Wina": "sparsify.passes.gating",
+    "analyze_activations": "sparsify.analysis",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
     "moefy": "sparsify.moefication",

@@ -31,7 +31,7 @@ FLOORS = [
     {"cache", "export"},
     {"compiled"},
     {"generation", "onnxruntime"},
-    {"compiler", "moefication"},
+    {"analysis", "compiler", "moefication"},
     {"loader"},
     {"sparsify"},  # the public names
     {"bench"},

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsify.band import Band
-from sparsify.block_mask import FULL, PARTIAL, block_kinds, spread_kinds
+from sparsify.block_mask import FULL, PARTIAL, block_kinds, check_block, spread_kinds
 from sparsify.ops.lanes import from_lanes, lane_groups, to_lanes, token_count
 from sparsify.ops.library import declare
 
@@ -109,6 +109,7 @@ def _fake_block(
     skip: float = 0.0,
     extents: Sequence[int] = (),
 ) -> torch.Tensor:
+    check_block(block)
     return _fake(
         query, key, value, mask, heads, kv_heads, head_dim, offsets, scale, causal, extents
     )
@@ -151,7 +152,7 @@ def block_attention(
             Fewer lists may serve more heads, as key heads do, and one batch all. A block is listed
             once at most.
         mask: read in partial blocks only.
-        block: queries and keys of a block, multiples of 16.
+        block: queries and keys of a block, multiples of 32 and of 16.
         skip: a block of keys all of whose scores are lower by more than this than what a tile of
             queries has seen before is left out; 0: none is. The order of lists decides what was
             seen before: partial blocks come first, then full ones. The weights left out are below
@@ -161,6 +162,7 @@ def block_attention(
         As `fused_attention`.
 
     Raises:
+        ValueError: for sizes of blocks that are no such multiples.
         IndexError: when a list names a block that does not exist or is longer than its row.
 
     Source: Dong et al., "Flex Attention", 2024; for ``skip`` Zhang et al., "SpargeAttention:
@@ -264,6 +266,7 @@ def _both(mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
 def _check_blocks(
     blocks: list[torch.Tensor], lengths: tuple[int, int], block: Sequence[int]
 ) -> None:
+    check_block(block)
     rows, columns = (-(-length // size) for length, size in zip(lengths, block, strict=True))
     for counts, indices in (blocks[:2], blocks[2:]):
         if counts.shape[-1] != rows:

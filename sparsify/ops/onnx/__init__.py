@@ -7,12 +7,15 @@ outputs and function bodies, which exporters write and a library of kernels serv
 from sparsify.ops.onnx import (
     active,
     attention,
+    block_attention,
+    block_selection,
     experts,
     gate,
     gated,
     kv_cache,
     lanes,
     linear,
+    list_blocks,
     norm,
     page_selection,
     rotary,
@@ -21,11 +24,20 @@ from sparsify.ops.onnx import (
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
 _FAMILIES = (linear, active, norm, attention, rotary, gate, gated, route, experts, kv_cache, lanes)
+_FAMILIES = (linear, norm, attention, block_attention, list_blocks, rotary, gated, kv_cache, lanes)
 _FAMILIES = (
     linear,
+    norm,
+    attention,
+    rotary,
+    gated,
+    kv_cache,
+    page_selection,
+    block_selection,
     active,
     norm,
     attention,
+    block_attention,
     rotary,
     gate,
     gated,
