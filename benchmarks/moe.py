@@ -8,8 +8,8 @@ The block has 8 experts of 1024 -> 3584, 2 a token, random weights, and tokens t
 spreads as it does. It takes turns with the module of transformers, by its own loop and by its
 grouped products, and with the ideal: the same multiplications alone, each expert's as two dense
 products, by ONNX Runtime and by PyTorch. Ratios are our time over theirs, below 1 when we are
-faster, with their 95% interval over the rounds. S-MBU and S-MFU are those of MoE-CAP: the weights of
-active experts and the operations of chosen ones, over a plain read and over the multiply-adds
+faster, with their 95% interval over the rounds. S-MBU and S-MFU are those of MoE-CAP: the weights
+of active experts and the operations of chosen ones, over a plain read and over the multiply-adds
 that the clock's nominal rate allows.
 
 MiniLM runs 4 of 8 experts a token in place of each dense network; what that does to its sentences

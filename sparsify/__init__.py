@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
     from sparsify.moefication import moefy
+    from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import (
         Cats,
         Chess,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
         TopK,
         Wina,
     )
-    from sparsify.passes.double_sparsity import DoubleSparsity
-    from sparsify.passes.gating import Cats
     from sparsify.passes.moefy import Moefy
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
@@ -50,22 +49,19 @@ __all__ = [
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
+    "DoubleSparsity",
     "ExactZeros",
+    "Moefy",
+    "Quest",
     "RSparse",
     "Report",
     "RoundWeights",
     "Sampling",
     "SparkTopK",
-    "Teal",
-    "TopK",
-    "DoubleSparsity",
-    "Moefy",
-    "Quest",
-    "Report",
-    "RoundWeights",
-    "Sampling",
     "StreamingWindow",
+    "Teal",
     "TidalDecode",
+    "TopK",
     "Unstructured",
     "Wina",
     "analyze_activations",
@@ -85,22 +81,19 @@ _HOMES = {
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
-    "Moefy": "sparsify.passes.moefy",
+    "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
+    "Moefy": "sparsify.passes.moefy",
+    "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
     "SparkTopK": "sparsify.passes.gating",
-    "Teal": "sparsify.passes.gating",
-    "TopK": "sparsify.passes.gating",
-    "DoubleSparsity": "sparsify.passes.double_sparsity",
-    "Quest": "sparsify.passes.quest",
-    "Report": "sparsify.report",
-    "RoundWeights": "sparsify.pruning",
-    "Sampling": "sparsify.generation",
     "StreamingWindow": "sparsify.passes.streaming_window",
+    "Teal": "sparsify.passes.gating",
     "TidalDecode": "sparsify.passes.tidal_decode",
+    "TopK": "sparsify.passes.gating",
     "Unstructured": "sparsify.pruning",
     "Wina": "sparsify.passes.gating",
     "analyze_activations": "sparsify.analysis",
