@@ -54,6 +54,7 @@ class Block(nn.Module):
             intermediate_size=HIDDEN,
             num_local_experts=EXPERTS,
             num_experts_per_tok=TOP_K,
+            experts_implementation="eager",
         )
         self.block = MixtralSparseMoeBlock(self.config)
         generator = torch.Generator().manual_seed(0)
