@@ -11,10 +11,16 @@ from torch import fx
 
 from sparsify import ops
 from sparsify.contracts import ExpertsCostModel, PassContext, PassResult
-from sparsify.layouts import Layout, Stack, parse
+from sparsify.layouts import Layout, Stack
 from sparsify.ops import ExpertsShape
 from sparsify.passes.graph import arguments, operand
-from sparsify.passes.sites import common_head, is_disabled, named_weight, packed_name
+from sparsify.passes.sites import (
+    common_head,
+    expert_stacks,
+    is_disabled,
+    named_weight,
+    packed_name,
+)
 from sparsify.passes.sparse_linear import percent
 from sparsify.passes.utilisation import Utilisation
 from sparsify.program import ProgramSet
@@ -171,7 +177,7 @@ class _Use:
     @property
     def site(self) -> str:
         """What the names of the weights have in common."""
-        paths = [name.partition(":")[0].split(".") for name in self.names]
+        paths = [name.split(".") for _, name in expert_stacks(self.rewriter, self.node)]
         return ".".join(common_head(paths)) or self.node.name
 
     @property
@@ -198,13 +204,9 @@ class _Use:
         """Tokens of an active expert."""
         return self.tokens * self.slots / self.active
 
-    def stacks(self) -> tuple[Stack, Stack]:
+    def stacks(self) -> tuple[Stack, ...]:
         """As the weights are stored now."""
-        options = self.options
-        return (
-            self.shape.up(parse(options["up_layout"])),
-            self.shape.down(parse(options["down_layout"])),
-        )
+        return tuple(stack for stack, _ in expert_stacks(self.rewriter, self.node))
 
     def matrices(self) -> list[torch.Tensor]:
         """The weights of both projections, one matrix each."""
@@ -219,11 +221,11 @@ class _Use:
     def bind(self, stacks: Sequence[Stack]) -> None:
         """Packs the weights, unless an earlier use has."""
         options = self.options
-        matrices = self.matrices()
-        for name, stack, before in zip(("up", "down"), stacks, self.stacks(), strict=True):
-            own, _ = named_weight(self.rewriter, options[name][0])
-            weight = own.removesuffix(packed_name("", before.layout, before.layout.tensors[0]))
-            packed = stack.pack(matrices[0 if name == "up" else 1])
+        before = expert_stacks(self.rewriter, self.node)
+        for name, stack, (_, weight), plain in zip(
+            ("up", "down"), stacks, before, self.matrices(), strict=True
+        ):
+            packed = stack.pack(plain)
             options[name] = [
                 self.rewriter.add_weight(packed_name(weight, stack.layout, tensor), packed[tensor])
                 for tensor in stack.layout.tensors

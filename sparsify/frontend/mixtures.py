@@ -90,8 +90,8 @@ class _Replacement:
         experts, weights = torch.ops.sparsify.route(logits, self.spec, self._parameters(logits))
         first = self.networks[0]
         gates = [(n.up,) if n.gate is None else (n.gate, n.up) for n in self.networks]
-        up = torch.cat([linear.weight for linears in gates for linear in linears])
-        down = torch.cat([n.down.weight for n in self.networks])
+        up = torch.stack([torch.cat([linear.weight for linear in own]) for own in gates])
+        down = torch.stack([n.down.weight for n in self.networks])
         y = torch.ops.sparsify.experts(
             rows, experts, weights, [up], [down], self._biases(gates), "dense", "dense",
             len(self.networks), first.down.out_features, first.down.in_features,
