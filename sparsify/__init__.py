@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.moefication import moefy
     from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import (
         Cats,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         TopK,
         Wina,
     )
+    from sparsify.passes.moefy import Moefy
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
@@ -49,6 +51,7 @@ __all__ = [
     "Decision",
     "DoubleSparsity",
     "ExactZeros",
+    "Moefy",
     "Quest",
     "RSparse",
     "Report",
@@ -64,6 +67,7 @@ __all__ = [
     "analyze_activations",
     "compile",
     "load",
+    "moefy",
     "prune",
 ]
 
@@ -79,6 +83,7 @@ _HOMES = {
     "Decision": "sparsify.report",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
+    "Moefy": "sparsify.passes.moefy",
     "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
@@ -94,6 +99,7 @@ _HOMES = {
     "analyze_activations": "sparsify.analysis",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
+    "moefy": "sparsify.moefication",
     "prune": "sparsify.pruning",
 }
 
