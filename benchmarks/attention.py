@@ -38,7 +38,7 @@ from sparsify.block_mask import FULL, BlockMask
 PARTS = ("dense", "causal", "window", "blocks")
 LENGTHS, HEAD_DIMS, HEADS = (512, 1024, 2048, 4096, 8192), (32, 64, 128), 2
 DENSITIES = (10, 25, 50)
-WINDOW, SINKS = 320, 64
+WINDOW, SINKS = 257, 64
 _CHECKED = 64
 """Queries whose results are compared with float64."""
 
