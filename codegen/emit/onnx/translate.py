@@ -16,6 +16,7 @@ from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
 from sparsify.ops.onnx import active as actives
 from sparsify.ops.onnx import attention as attentions
 from sparsify.ops.onnx import block_attention as block_attentions
+from sparsify.ops.onnx import block_selection as blocks
 from sparsify.ops.onnx import experts as mixtures
 from sparsify.ops.onnx import gate as rules
 from sparsify.ops.onnx import gated as gates
@@ -25,6 +26,7 @@ from sparsify.ops.onnx import norm as norms
 from sparsify.ops.onnx import page_selection as selections
 from sparsify.ops.onnx import rotary as rotaries
 from sparsify.ops.onnx import route as routes
+from sparsify.ops.onnx.list_blocks import LIST_BLOCKS
 from sparsify.routers import parse as parse_router
 
 Translation = Callable[..., Any]
@@ -203,6 +205,10 @@ def _block_attention(
     )
 
 
+def _list_blocks(marks: Any) -> Any:
+    return emit(LIST_BLOCKS, [marks])
+
+
 def _mask_kind(mask: Any) -> attentions.Mask:
     import onnxscript
 
@@ -339,6 +345,41 @@ def _select_pages(
     )
 
 
+def _select_blocks(
+    query: Any,
+    keys: Any,
+    tensors: Sequence[Any],
+    pages: Any,
+    lengths: Any,
+    counts: Any,
+    layer: int,
+    heads: int,
+    offset: int,
+    scale: float,
+    selector: str,
+    block: Sequence[int],
+    density: float,
+    mass: float = 0.0,
+    sinks: int = 1,
+    recent: int = 1,
+    extents: Sequence[int] = (),
+) -> Any:
+    assert not extents
+    return emit(
+        blocks.select_blocks(selector),
+        [query, keys, *tensors, pages, lengths, counts],
+        layer=layer,
+        heads=heads,
+        offset=offset,
+        scale=scale,
+        block=list(block),
+        density=density,
+        mass=mass,
+        sinks=sinks,
+        recent=recent,
+    )
+
+
 _TRANSLATIONS: dict[str, Translation] = {
     "sparse_linear": _sparse_linear,
     "active_linear": _active_linear,
@@ -346,11 +387,13 @@ _TRANSLATIONS: dict[str, Translation] = {
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
     "block_attention": _block_attention,
+    "list_blocks": _list_blocks,
     "rotary": _rotary,
     "gate": _gate,
     "gated": _gated,
     "route": _route,
     "experts": _experts,
     "paged_attention": _paged_attention,
+    "select_blocks": _select_blocks,
     "select_pages": _select_pages,
 }
