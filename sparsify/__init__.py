@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.passes.attention_mixture import AttentionMixture
     from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import Cats
+    from sparsify.passes.pattern_attention import PatternAttention
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtefactError",
+    "AttentionMixture",
     "Calibration",
     "Cats",
     "CompileConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "CompiledModel",
     "Decision",
     "DoubleSparsity",
+    "PatternAttention",
     "Quest",
     "Report",
     "RoundWeights",
@@ -52,6 +56,7 @@ __all__ = [
 # Imported when first used: torch and TVM take seconds.
 _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
+    "AttentionMixture": "sparsify.passes.attention_mixture",
     "Calibration": "sparsify.calibration",
     "Cats": "sparsify.passes.gating",
     "CompileConfig": "sparsify.config",
@@ -59,6 +64,7 @@ _HOMES = {
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
+    "PatternAttention": "sparsify.passes.pattern_attention",
     "Quest": "sparsify.passes.quest",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
