@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsify.analysis import analyze_activations
     from sparsify.artefact.container import ArtefactError
     from sparsify.calibration import Calibration
     from sparsify.compiled import CompiledModel
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
     from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import Cats
     from sparsify.passes.pattern_attention import PatternAttention
+    from sparsify.passes.gating import (
+        Cats,
+        Chess,
+        ExactZeros,
+        RSparse,
+        SparkTopK,
+        Teal,
+        TopK,
+        Wina,
+    )
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
@@ -35,19 +46,27 @@ __all__ = [
     "AttentionMixture",
     "Calibration",
     "Cats",
+    "Chess",
     "CompileConfig",
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
     "DoubleSparsity",
     "PatternAttention",
+    "ExactZeros",
     "Quest",
+    "RSparse",
     "Report",
     "RoundWeights",
     "Sampling",
+    "SparkTopK",
     "StreamingWindow",
+    "Teal",
     "TidalDecode",
+    "TopK",
     "Unstructured",
+    "Wina",
+    "analyze_activations",
     "compile",
     "load",
     "prune",
@@ -59,19 +78,27 @@ _HOMES = {
     "AttentionMixture": "sparsify.passes.attention_mixture",
     "Calibration": "sparsify.calibration",
     "Cats": "sparsify.passes.gating",
+    "Chess": "sparsify.passes.gating",
     "CompileConfig": "sparsify.config",
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "PatternAttention": "sparsify.passes.pattern_attention",
+    "ExactZeros": "sparsify.passes.gating",
     "Quest": "sparsify.passes.quest",
+    "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
+    "SparkTopK": "sparsify.passes.gating",
     "StreamingWindow": "sparsify.passes.streaming_window",
+    "Teal": "sparsify.passes.gating",
     "TidalDecode": "sparsify.passes.tidal_decode",
+    "TopK": "sparsify.passes.gating",
     "Unstructured": "sparsify.pruning",
+    "Wina": "sparsify.passes.gating",
+    "analyze_activations": "sparsify.analysis",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
     "prune": "sparsify.pruning",

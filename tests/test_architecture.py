@@ -31,7 +31,7 @@ FLOORS = [
     {"cache", "export"},
     {"compiled"},
     {"generation", "onnxruntime"},
-    {"compiler"},
+    {"analysis", "compiler"},
     {"loader"},
     {"sparsify"},  # the public names
     {"bench"},

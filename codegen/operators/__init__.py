@@ -46,6 +46,7 @@ CONVERTERS: dict[str, Converter] = {
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
     "page_bounds.default": pages.convert_page_bounds,
+    "select_blocks.default": pages.convert_select_blocks,
     "select_pages.default": pages.convert_select_pages,
     "embedding.default": aten.convert_embedding,
     "index_select.default": aten.convert_index_select,
@@ -64,6 +65,8 @@ REFUSALS: dict[str, Callable[[fx.Node], str | None]] = {
     "route.default": experts.refuse_route,
     "experts.default": experts.refuse_experts,
     "gate.default": tokens.refuse_gate,
+    "paged_attention.default": attention.refuse_paged_attention,
+    "select_blocks.default": pages.refuse_select_blocks,
     "select_pages.default": pages.refuse_select_pages,
 }
 """Why a call of an operator cannot be compiled, where that depends on the call."""

@@ -33,6 +33,9 @@ from sparsify.ops import expected_tokens
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
 
+_WIDEST_TILE = 32
+"""Queries of a tile, at most; others divide it."""
+
 
 def query_vectors(isa: Isa) -> int:
     """Query tile of attention, in vectors: the keys' scores must fit the registers beside it."""
@@ -167,8 +170,31 @@ def convert_paged_attention(node: fx.Node, lowering: Lowering) -> Any:
         return lowering.reshape(y, (*leading, features))
     query = query if in_lanes else to_lanes(lowering, query)
     prefill = PagedPrefill(
-        isa, *heads, int(shape_of(query)[1]), a["offset"], scores, query_vectors(isa)
+        isa,
+        *heads,
+        int(shape_of(query)[1]),
+        a["offset"],
+        scores,
+        query_vectors(isa),
+        None if a["selected"] is None else tuple(a["block"]),
     )
     shape = (shape_of(query)[0], features, LANES)
     y = lowering.call_kernel(prefill, [query, keys, *rest], shape, integers)
     return y if in_lanes else from_lanes(lowering, y, leading)
+
+
+def refuse_paged_attention(node: fx.Node) -> str | None:
+    """Lists of selected blocks that the kernels do not read."""
+    a = arguments_of(node)
+    if a["selected"] is None:
+        return None
+    if a["window"]:
+        return "there is no kernel for selected blocks of keys within a window"
+    lists, cache = (a[name].meta["val"].shape for name in ("selected", "keys"))
+    if not a["extents"] and expected_tokens(a["query"].meta["val"]) <= FEW_TOKENS:
+        if list(a["block"]) == [1, 1] and lists[1] == cache[2]:
+            return None
+        return "for few tokens, pages must be selected one by one, for each token and key head"
+    if a["block"][0] % _WIDEST_TILE == 0:
+        return None
+    return f"blocks of {a['block'][0]} queries are not made of tiles of {_WIDEST_TILE}"

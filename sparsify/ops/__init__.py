@@ -2,6 +2,7 @@
 
 from sparsify.ops.active import active_linear, gated_linear, union_share
 from sparsify.ops.attention import block_attention, fused_attention
+from sparsify.ops.block_selection import DENSITY_STEPS, select_blocks
 from sparsify.ops.experts import ExpertsShape, experts
 from sparsify.ops.gate import gate
 from sparsify.ops.gated import gated
@@ -20,6 +21,7 @@ LINEARS = frozenset(operator.overload for operator in (sparse_linear, active_lin
 
 __all__ = [
     "ACTIVATIONS",
+    "DENSITY_STEPS",
     "LINEARS",
     "OPERATORS",
     "PAGE",
@@ -42,6 +44,7 @@ __all__ = [
     "paged_attention",
     "rotary",
     "route",
+    "select_blocks",
     "select_pages",
     "sparse_linear",
     "to_lanes",

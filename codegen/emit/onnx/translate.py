@@ -16,6 +16,7 @@ from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
 from sparsify.ops.onnx import active as actives
 from sparsify.ops.onnx import attention as attentions
 from sparsify.ops.onnx import block_attention as block_attentions
+from sparsify.ops.onnx import block_selection as blocks
 from sparsify.ops.onnx import experts as mixtures
 from sparsify.ops.onnx import gate as rules
 from sparsify.ops.onnx import gated as gates
@@ -344,6 +345,41 @@ def _select_pages(
     )
 
 
+def _select_blocks(
+    query: Any,
+    keys: Any,
+    tensors: Sequence[Any],
+    pages: Any,
+    lengths: Any,
+    counts: Any,
+    layer: int,
+    heads: int,
+    offset: int,
+    scale: float,
+    selector: str,
+    block: Sequence[int],
+    density: float,
+    mass: float = 0.0,
+    sinks: int = 1,
+    recent: int = 1,
+    extents: Sequence[int] = (),
+) -> Any:
+    assert not extents
+    return emit(
+        blocks.select_blocks(selector),
+        [query, keys, *tensors, pages, lengths, counts],
+        layer=layer,
+        heads=heads,
+        offset=offset,
+        scale=scale,
+        block=list(block),
+        density=density,
+        mass=mass,
+        sinks=sinks,
+        recent=recent,
+    )
+
+
 _TRANSLATIONS: dict[str, Translation] = {
     "sparse_linear": _sparse_linear,
     "active_linear": _active_linear,
@@ -358,5 +394,6 @@ _TRANSLATIONS: dict[str, Translation] = {
     "route": _route,
     "experts": _experts,
     "paged_attention": _paged_attention,
+    "select_blocks": _select_blocks,
     "select_pages": _select_pages,
 }

@@ -16,6 +16,7 @@ FUNCTION_BODIES = {
     "list_blocks": "its map has one element a block of keys, attention some thousands",
     "gate": "a comparison of a few KB: less than a hundredth of the linear that it feeds",
     "page_bounds": "it writes state beside the cache, which is copied at every step",
+    "select_blocks": "it chooses what paged_attention reads of the copied cache",
     "select_pages": "it chooses what paged_attention reads of the copied cache",
     "to_lanes": "exported files hold portable programs, which have no lanes",
     "from_lanes": "exported files hold portable programs, which have no lanes",

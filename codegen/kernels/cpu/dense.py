@@ -110,6 +110,31 @@ class DenseTiles(LaneTiles):
                 done = bind(done + runs * together)
         return first, panels
 
+    @property
+    def column(self) -> Expr | int:
+        """From one column of a row to the next."""
+        return self.rows
+
+    def row_places(self, panel: Expr, column: Expr) -> list[Expr]:
+        """Where each row of a panel has its weight of a column."""
+        first = bind((panel * self.in_features + column) * self.rows)
+        return [first + r for r in range(self.rows)]
+
+    def fetch(self, w_at: list[Expr], k: Expr) -> None:
+        """Asks for what is used some columns behind ``k``.
+
+        By turns: a line lasts for more than two steps, and a prefetch takes a load's place.
+        """
+        panels = w_at[:: self.rows]
+        at = panels[0]
+        if len(panels) > 1:
+            at = at + T.floormod(k, len(panels)) * (self.in_features * self.rows)
+        prefetch(self.panels, at + k * self.column + _AHEAD)
+
+    def weight_at(self, place: Expr) -> Expr:
+        """A weight as fp32."""
+        return self.panels[place]
+
     def _together(self, tile: LaneTile) -> tuple[int, ...]:
         """Panels that advance at once: one's sums of a narrow tile would wait for each other."""
         waiting = self.rows * tile.vectors < _CHAINS
@@ -151,22 +176,17 @@ class DenseTiles(LaneTiles):
                     total[r * tile.vectors + v] = load(self.y, at, width)
 
         choose(self.blocked, block == 0, from_bias, from_memory)
-        w_at = bind((panel * self.in_features + begin) * self.rows)
         x_at = bind(x_base + begin * tile.pitch)
-
-        def at_panel(other: Expr | int) -> Expr:
-            return w_at + other * (self.in_features * self.rows)
+        w_at = [place for p in range(together) for place in self.row_places(panel + p, begin)]
 
         with T.serial(depth) as k:
-            # By turns: a line lasts for more than two steps, and a prefetch takes a load's place.
-            prefetch(self.panels, at_panel(T.floormod(k, together)) + k * self.rows + _AHEAD)
+            self.fetch(w_at, k)
             x = [
                 bind(load(self.x, x_at + k * tile.pitch + tile.step(v, self.in_features), width))
                 for v in range(tile.vectors)
             ]
-            for r in range(rows):
-                at = at_panel(r // self.rows) + k * self.rows + r % self.rows
-                weight = bind(splat(self.panels[at], width))
+            for r, at in enumerate(w_at):
+                weight = bind(splat(self.weight_at(at + k * self.column), width))
                 for v in range(tile.vectors):
                     i = r * tile.vectors + v
                     total[i] = total[i] + weight * x[v]

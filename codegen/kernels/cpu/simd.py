@@ -185,11 +185,16 @@ def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *operands)
 
 
-def prefetch(buffer: Expr, offset: Expr, *, write: bool = False) -> None:
-    """Asks for a cache line; an address past the buffer is harmless."""
-    line = T.address_of(buffer[offset])
+def prefetch(buffer: Expr, offset: Expr, *, write: bool = False, near: bool = True) -> None:
+    """Asks for a cache line; an address past the buffer is harmless.
+
+    Args:
+        near: into the first-level cache; else into the second, of which a core may wait for more
+            lines at once.
+    """
+    line, locality = T.address_of(buffer[offset]), T.int32(3 if near else 2)
     T.evaluate(
-        T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(write), T.int32(3), T.int32(1))
+        T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(write), locality, T.int32(1))
     )
 
 

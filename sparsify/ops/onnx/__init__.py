@@ -8,6 +8,7 @@ from sparsify.ops.onnx import (
     active,
     attention,
     block_attention,
+    block_selection,
     experts,
     gate,
     gated,
@@ -22,13 +23,14 @@ from sparsify.ops.onnx import (
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
-_FAMILIES = (linear, norm, attention, block_attention, list_blocks, rotary, gated, kv_cache, lanes)
 _FAMILIES = (
     linear,
     active,
     norm,
     attention,
     block_attention,
+    list_blocks,
+    block_selection,
     rotary,
     gate,
     gated,

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import sparsify
 from sparsify import ops
 from sparsify.contracts import PassContext
+from sparsify.passes.graph import arguments
 
 
 @torch.no_grad()
@@ -62,8 +63,9 @@ def test_a_sparse_weight_stays_sparse(block, portable, calibration, apply):
     pruned = sparsify.prune(block, sparsify.Unstructured(0.6))
     result = apply(portable(pruned), sparsify.Cats(0.5, calibration))
     program = result.programs["forward"]
-    linears = [n for n in program.graph.nodes if n.target == ops.sparse_linear.overload]
-    assert linears and {n.args[2] for n in linears} == {"csr"}
+    linears = [n for n in program.graph.nodes if n.target in ops.LINEARS]
+    assert len(linears) == 6
+    assert {arguments(n)["layout"] for n in linears} == {"csr"}
     forward, _ = by_hand(pruned, [b[0] for b in calibration.batches], 0.5)
     x = torch.randn(9, 24)
     torch.testing.assert_close(program.run(x), forward(x), atol=2e-5, rtol=2e-5)
