@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from sparsify.loader import load
     from sparsify.passes.attention_mixture import AttentionMixture
     from sparsify.passes.double_sparsity import DoubleSparsity
-    from sparsify.passes.gating import Cats
-    from sparsify.passes.pattern_attention import PatternAttention
     from sparsify.passes.gating import (
         Cats,
         Chess,
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
         TopK,
         Wina,
     )
+    from sparsify.passes.pattern_attention import PatternAttention
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
@@ -52,8 +51,8 @@ __all__ = [
     "CompiledModel",
     "Decision",
     "DoubleSparsity",
-    "PatternAttention",
     "ExactZeros",
+    "PatternAttention",
     "Quest",
     "RSparse",
     "Report",
@@ -84,8 +83,8 @@ _HOMES = {
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
-    "PatternAttention": "sparsify.passes.pattern_attention",
     "ExactZeros": "sparsify.passes.gating",
+    "PatternAttention": "sparsify.passes.pattern_attention",
     "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
