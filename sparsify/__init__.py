@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
     from sparsify.moefication import moefy
+    from sparsify.passes.attention_mixture import AttentionMixture
     from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import (
         Cats,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Wina,
     )
     from sparsify.passes.moefy import Moefy
+    from sparsify.passes.pattern_attention import PatternAttention
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtefactError",
+    "AttentionMixture",
     "Calibration",
     "Cats",
     "Chess",
@@ -52,6 +55,7 @@ __all__ = [
     "DoubleSparsity",
     "ExactZeros",
     "Moefy",
+    "PatternAttention",
     "Quest",
     "RSparse",
     "Report",
@@ -74,6 +78,7 @@ __all__ = [
 # Imported when first used: torch and TVM take seconds.
 _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
+    "AttentionMixture": "sparsify.passes.attention_mixture",
     "Calibration": "sparsify.calibration",
     "Cats": "sparsify.passes.gating",
     "Chess": "sparsify.passes.gating",
@@ -84,6 +89,7 @@ _HOMES = {
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
     "Moefy": "sparsify.passes.moefy",
+    "PatternAttention": "sparsify.passes.pattern_attention",
     "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
