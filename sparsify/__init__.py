@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
     from sparsify.passes.double_sparsity import DoubleSparsity
+    from sparsify.passes.flex_prefill import FlexPrefill
     from sparsify.passes.gating import Cats
+    from sparsify.passes.pooled_blocks import PooledBlocks
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
+    from sparsify.passes.vertical_slash import VerticalSlash
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
@@ -37,6 +40,8 @@ __all__ = [
     "CompiledModel",
     "Decision",
     "DoubleSparsity",
+    "FlexPrefill",
+    "PooledBlocks",
     "Quest",
     "Report",
     "RoundWeights",
@@ -44,6 +49,7 @@ __all__ = [
     "StreamingWindow",
     "TidalDecode",
     "Unstructured",
+    "VerticalSlash",
     "compile",
     "load",
     "prune",
@@ -59,12 +65,15 @@ _HOMES = {
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
+    "FlexPrefill": "sparsify.passes.flex_prefill",
+    "PooledBlocks": "sparsify.passes.pooled_blocks",
     "Quest": "sparsify.passes.quest",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
     "StreamingWindow": "sparsify.passes.streaming_window",
     "TidalDecode": "sparsify.passes.tidal_decode",
+    "VerticalSlash": "sparsify.passes.vertical_slash",
     "Unstructured": "sparsify.pruning",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
