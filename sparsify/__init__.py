@@ -36,9 +36,13 @@ if TYPE_CHECKING:
     )
     from sparsify.passes.moefy import Moefy
     from sparsify.passes.pattern_attention import PatternAttention
+    from sparsify.passes.flex_prefill import FlexPrefill
+    from sparsify.passes.gating import Cats
+    from sparsify.passes.pooled_blocks import PooledBlocks
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
+    from sparsify.passes.vertical_slash import VerticalSlash
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
@@ -56,6 +60,8 @@ __all__ = [
     "ExactZeros",
     "Moefy",
     "PatternAttention",
+    "FlexPrefill",
+    "PooledBlocks",
     "Quest",
     "RSparse",
     "Report",
@@ -69,6 +75,7 @@ __all__ = [
     "Unstructured",
     "Wina",
     "analyze_activations",
+    "VerticalSlash",
     "compile",
     "load",
     "moefy",
@@ -90,6 +97,8 @@ _HOMES = {
     "ExactZeros": "sparsify.passes.gating",
     "Moefy": "sparsify.passes.moefy",
     "PatternAttention": "sparsify.passes.pattern_attention",
+    "FlexPrefill": "sparsify.passes.flex_prefill",
+    "PooledBlocks": "sparsify.passes.pooled_blocks",
     "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
@@ -100,6 +109,7 @@ _HOMES = {
     "Teal": "sparsify.passes.gating",
     "TidalDecode": "sparsify.passes.tidal_decode",
     "TopK": "sparsify.passes.gating",
+    "VerticalSlash": "sparsify.passes.vertical_slash",
     "Unstructured": "sparsify.pruning",
     "Wina": "sparsify.passes.gating",
     "analyze_activations": "sparsify.analysis",
