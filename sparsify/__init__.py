@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sparsify.moefication import moefy
     from sparsify.passes.attention_mixture import AttentionMixture
     from sparsify.passes.double_sparsity import DoubleSparsity
+    from sparsify.passes.flex_prefill import FlexPrefill
     from sparsify.passes.gating import (
         Cats,
         Chess,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     )
     from sparsify.passes.moefy import Moefy
     from sparsify.passes.pattern_attention import PatternAttention
-    from sparsify.passes.flex_prefill import FlexPrefill
-    from sparsify.passes.gating import Cats
     from sparsify.passes.pooled_blocks import PooledBlocks
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
@@ -58,9 +57,9 @@ __all__ = [
     "Decision",
     "DoubleSparsity",
     "ExactZeros",
+    "FlexPrefill",
     "Moefy",
     "PatternAttention",
-    "FlexPrefill",
     "PooledBlocks",
     "Quest",
     "RSparse",
@@ -73,9 +72,9 @@ __all__ = [
     "TidalDecode",
     "TopK",
     "Unstructured",
+    "VerticalSlash",
     "Wina",
     "analyze_activations",
-    "VerticalSlash",
     "compile",
     "load",
     "moefy",
@@ -95,9 +94,9 @@ _HOMES = {
     "Decision": "sparsify.report",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
+    "FlexPrefill": "sparsify.passes.flex_prefill",
     "Moefy": "sparsify.passes.moefy",
     "PatternAttention": "sparsify.passes.pattern_attention",
-    "FlexPrefill": "sparsify.passes.flex_prefill",
     "PooledBlocks": "sparsify.passes.pooled_blocks",
     "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
@@ -109,8 +108,8 @@ _HOMES = {
     "Teal": "sparsify.passes.gating",
     "TidalDecode": "sparsify.passes.tidal_decode",
     "TopK": "sparsify.passes.gating",
-    "VerticalSlash": "sparsify.passes.vertical_slash",
     "Unstructured": "sparsify.pruning",
+    "VerticalSlash": "sparsify.passes.vertical_slash",
     "Wina": "sparsify.passes.gating",
     "analyze_activations": "sparsify.analysis",
     "compile": "sparsify.compiler",

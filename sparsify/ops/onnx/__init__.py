@@ -23,8 +23,6 @@ from sparsify.ops.onnx import (
 )
 from sparsify.ops.onnx.schema import DOMAIN, OPSET, VERSION, OnnxOperator, Port
 
-_FAMILIES = (linear, active, norm, attention, rotary, gate, gated, route, experts, kv_cache, lanes)
-_FAMILIES = (linear, norm, attention, block_attention, list_blocks, rotary, gated, kv_cache, lanes)
 _FAMILIES = (
     linear,
     active,
