@@ -10,6 +10,7 @@ from sparsify.ops.onnx import ONNX_OPERATORS, OnnxOperator
 FUNCTION_BODIES = {
     "route": "a token's takes tens of operations beside the millions of its experts",
     "experts": "a loop of products that ONNX Runtime multiplies as fast as kernels of any shape do",
+    "gated_linear": "its body multiplies by the gate what the standard kernel of MatMul computes",
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
     "list_blocks": "its map has one element a block of keys, attention some thousands",
