@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.gating import (
         Cats,
         Chess,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
         TopK,
         Wina,
     )
-    from sparsify.passes.double_sparsity import DoubleSparsity
-    from sparsify.passes.gating import Cats
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
@@ -48,21 +47,18 @@ __all__ = [
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
+    "DoubleSparsity",
     "ExactZeros",
+    "Quest",
     "RSparse",
     "Report",
     "RoundWeights",
     "Sampling",
     "SparkTopK",
-    "Teal",
-    "TopK",
-    "DoubleSparsity",
-    "Quest",
-    "Report",
-    "RoundWeights",
-    "Sampling",
     "StreamingWindow",
+    "Teal",
     "TidalDecode",
+    "TopK",
     "Unstructured",
     "Wina",
     "analyze_activations",
@@ -81,21 +77,18 @@ _HOMES = {
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
+    "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
+    "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
     "SparkTopK": "sparsify.passes.gating",
-    "Teal": "sparsify.passes.gating",
-    "TopK": "sparsify.passes.gating",
-    "DoubleSparsity": "sparsify.passes.double_sparsity",
-    "Quest": "sparsify.passes.quest",
-    "Report": "sparsify.report",
-    "RoundWeights": "sparsify.pruning",
-    "Sampling": "sparsify.generation",
     "StreamingWindow": "sparsify.passes.streaming_window",
+    "Teal": "sparsify.passes.gating",
     "TidalDecode": "sparsify.passes.tidal_decode",
+    "TopK": "sparsify.passes.gating",
     "Unstructured": "sparsify.pruning",
     "Wina": "sparsify.passes.gating",
     "analyze_activations": "sparsify.analysis",
