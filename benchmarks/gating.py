@@ -173,11 +173,13 @@ def measure(
     dense, made = MAKERS[kind](shape, given.inactive, tokens)
     example = next(iter(made.values()))[1][0]
     with threads(count):
-        own = sparsify.compile(dense.eval(), (example,), num_threads=count)
+        own = sparsify.compile(dense.eval(), (example,), dynamic_shapes=None, num_threads=count)
         candidates: dict[str, Callable[[], Any]] = {}
         facts = {}
         for percent, (module, inputs) in made.items():
-            compiled = sparsify.compile(module.eval(), (inputs[0],), num_threads=count)
+            compiled = sparsify.compile(
+                module.eval(), (inputs[0],), dynamic_shapes=None, num_threads=count
+            )
             candidates[f"ours {percent}"] = _turns(compiled, inputs)
             candidates[f"dense {percent}"] = _turns(own, inputs)
             with torch.no_grad():

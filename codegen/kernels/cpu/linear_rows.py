@@ -125,25 +125,25 @@ class DenseRowsKernels:
 
     layout = Dense
     form: ClassVar[Form] = "rows"
-    rows: ClassVar[int] = 4
+    rows: ClassVar[int] = 8
+    """Rows at once: so many streams keep memory busy."""
+    widest: ClassVar[int] = 4
+    """Tokens of a tile: with more, registers hold too few rows."""
     side: ClassVar[Side] = "outputs"
-    gated_rows: ClassVar[int] = 8
-    gated_tokens: ClassVar[int] = 4
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Dense, ...]:
         return (Dense(),)
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Dense) -> DenseRowsLinear:
         shape = site.out_features, site.in_features
-        tile = _tile(isa, 2)
-        return DenseRowsLinear(isa, *shape, layout, epilogue_of(site), self.rows, tile)
+        return DenseRowsLinear(isa, *shape, layout, epilogue_of(site), self.rows, self.widest)
 
     def cycles(
         self, isa: Isa, layout: Dense, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
         token = 0.55 * vector_cycles(isa)
-        tiles = token_widths(tokens, _tile(isa, 2))
-        return shape[0] * shape[1] / 16 * sum(1.3 + token * count for count in tiles)
+        tiles = token_widths(tokens, self.widest)
+        return shape[0] * shape[1] / 16 * sum(0.9 + token * count for count in tiles)
 
     def tasks(self, isa: Isa, layout: Dense, shape: tuple[int, int], tokens: int) -> int:
         return row_share(shape[0], self.rows)[0]
@@ -153,14 +153,14 @@ class DenseRowsKernels:
 
     def skipping_kernel(self, isa: Isa, site: LinearSite, layout: Dense) -> GatedRowsLinear:
         shape = site.out_features, site.in_features
-        return GatedRowsLinear(isa, *shape, layout, site.bias, self.gated_rows, self.gated_tokens)
+        return GatedRowsLinear(isa, *shape, layout, site.bias, self.rows, self.widest)
 
     def skipping_cycles(
         self, isa: Isa, layout: Dense, shape: tuple[int, int], tokens: int, share: float
     ) -> float:
         token = 0.55 * vector_cycles(isa)
-        tiles = token_widths(tokens, self.gated_tokens)
-        row = shape[1] / 16 * sum(0.7 + token * count for count in tiles) + _ROW_CYCLES * tokens
+        tiles = token_widths(tokens, self.widest)
+        row = shape[1] / 16 * sum(0.9 + token * count for count in tiles) + _ROW_CYCLES * tokens
         return share * shape[0] * row + list_cycles(isa, shape[0], tokens)
 
 

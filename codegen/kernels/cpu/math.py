@@ -23,6 +23,11 @@ _EXP2 = (
 )  # fmt: skip
 """2**x on -0.5..0.5: Chebyshev fit weighted for relative error."""
 
+_EXP2_UPWARDS = (
+    0.00187757658, 0.00898934063, 0.0558263175, 0.240153611, 0.693153083, 0.99999994,
+)  # fmt: skip
+"""2**x on 0..1, likewise."""
+
 _NORMAL_CDF_LIMIT = 5.4
 _SEGMENTS = 32
 _NORMAL_CDF_SLOPE = (
@@ -88,6 +93,26 @@ def exp2(x: Vector) -> Vector:
     whole = x.call("llvm.rint")
     power = polynomial(x - whole, _EXP2)
     return power.map(lambda p, n: _raised(p, n, x.width), whole)
+
+
+def exp2_below(x: Vector) -> Vector:
+    """2**x for x <= 0; below 2**-126, at most that; relative error 2.5e-7.
+
+    AVX-512 splits a number and scales by a power of two in one instruction each, infinities
+    included: seven instructions instead of twelve.
+    """
+    if x.width != 16:
+        return exp2(x)
+    # What rounding down leaves; the scale is rounded down as well.
+    rest = _masked("reduce", x.value, T.int32(1))
+    return _masked("scalef", polynomial(rest, _EXP2_UPWARDS).value, x.value)
+
+
+def _masked(name: str, *operands: Expr) -> Vector:
+    """An AVX-512 instruction on all lanes, in the current rounding mode."""
+    full = (T.Broadcast(T.float32(0.0), 16), T.int16(-1), T.int32(4))
+    name = f"llvm.x86.avx512.mask.{name}.ps.512"
+    return Vector(bind(intrinsic("float32x16", name, *operands, *full)), 16)
 
 
 def gelu(x: Vector) -> Vector:

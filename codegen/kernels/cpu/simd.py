@@ -39,6 +39,14 @@ def bind(value: Expr) -> Expr:
     return T.Bind(value)
 
 
+def opaque(*values: Expr) -> list[Expr]:
+    """Names int64 values that TVM's analyser does not look into: nested minima take it minutes."""
+    slots = T.alloc_buffer((len(values),), "int64", scope="global")
+    for index, value in enumerate(values):
+        T.buffer_store(slots, value, [index])
+    return [bind(slots[index]) for index in range(len(values))]
+
+
 @contextmanager
 def prim_func(name: str) -> Iterator[list[Any]]:
     """Opens a PrimFunc; the yielded list receives the finished function."""
@@ -348,3 +356,11 @@ def choose(dynamic: bool, condition: Expr, yes: Callable[[], None], no: Callable
             yes()
         with T.Else():
             no()
+
+
+def either(condition: Expr | bool, yes: Callable[[], None], no: Callable[[], None]) -> None:
+    """Emits ``if condition: yes else: no``, or one of them where the condition is known."""
+    if isinstance(condition, bool):
+        (yes if condition else no)()
+    else:
+        choose(True, condition, yes, no)
