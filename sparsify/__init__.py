@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparsify.loader import load
     from sparsify.passes.attention_mixture import AttentionMixture
     from sparsify.passes.double_sparsity import DoubleSparsity
+    from sparsify.passes.flex_prefill import FlexPrefill
     from sparsify.passes.gating import (
         Cats,
         Chess,
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
         Wina,
     )
     from sparsify.passes.pattern_attention import PatternAttention
+    from sparsify.passes.pooled_blocks import PooledBlocks
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
+    from sparsify.passes.vertical_slash import VerticalSlash
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
@@ -52,7 +55,9 @@ __all__ = [
     "Decision",
     "DoubleSparsity",
     "ExactZeros",
+    "FlexPrefill",
     "PatternAttention",
+    "PooledBlocks",
     "Quest",
     "RSparse",
     "Report",
@@ -64,6 +69,7 @@ __all__ = [
     "TidalDecode",
     "TopK",
     "Unstructured",
+    "VerticalSlash",
     "Wina",
     "analyze_activations",
     "compile",
@@ -85,6 +91,8 @@ _HOMES = {
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
     "PatternAttention": "sparsify.passes.pattern_attention",
+    "FlexPrefill": "sparsify.passes.flex_prefill",
+    "PooledBlocks": "sparsify.passes.pooled_blocks",
     "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
@@ -95,6 +103,7 @@ _HOMES = {
     "Teal": "sparsify.passes.gating",
     "TidalDecode": "sparsify.passes.tidal_decode",
     "TopK": "sparsify.passes.gating",
+    "VerticalSlash": "sparsify.passes.vertical_slash",
     "Unstructured": "sparsify.pruning",
     "Wina": "sparsify.passes.gating",
     "analyze_activations": "sparsify.analysis",
