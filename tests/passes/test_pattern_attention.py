@@ -228,9 +228,14 @@ def test_what_patterns_and_recipes_refuse(programs: ProgramSet) -> None:
 
 
 class Cross(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(16, 16)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        memory = x[:, None, :5]
-        return F.scaled_dot_product_attention(x[:, None], memory, memory)[:, 0]
+        query = self.q(x)[:, None]
+        memory = query[:, :, :5]
+        return F.scaled_dot_product_attention(query, memory, memory)[:, 0]
 
 
 def test_two_lengths_have_no_pattern() -> None:
