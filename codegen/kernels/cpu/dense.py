@@ -10,6 +10,7 @@ for chunk of panels, token tile (parallel):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     ceil_div,
     choose,
     i64,
+    lane_factors,
     load,
     prefetch,
     prim_func,
@@ -157,6 +159,14 @@ class DenseTiles(LaneTiles):
         def at_panel(other: Expr | int) -> Expr:
             return w_at + other * (self.in_features * self.rows)
 
+        def weights(k: Expr) -> Iterator[Expr]:
+            for other in range(together):
+                at = [at_panel(other) + k * self.rows + r for r in range(self.rows)]
+                if self.isa.lane_factors:
+                    yield from lane_factors(self.panels, at)
+                else:
+                    yield from (bind(splat(self.panels[place], width)) for place in at)
+
         with T.serial(depth) as k:
             # By turns: a line lasts for more than two steps, and a prefetch takes a load's place.
             prefetch(self.panels, at_panel(T.floormod(k, together)) + k * self.rows + _AHEAD)
@@ -164,12 +174,10 @@ class DenseTiles(LaneTiles):
                 bind(load(self.x, x_at + k * tile.pitch + tile.step(v, self.in_features), width))
                 for v in range(tile.vectors)
             ]
-            for r in range(rows):
-                at = at_panel(r // self.rows) + k * self.rows + r % self.rows
-                weight = bind(splat(self.panels[at], width))
+            for r, factor in enumerate(weights(k)):
                 for v in range(tile.vectors):
                     i = r * tile.vectors + v
-                    total[i] = total[i] + weight * x[v]
+                    total[i] = total[i] + factor * x[v]
 
         def put(finish: bool) -> None:
             def row_of(r: int) -> None:

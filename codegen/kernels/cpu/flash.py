@@ -12,6 +12,10 @@ ready, and a key's or value's feature is one scalar a fixed step away from the n
 batch follow each other without padding, so a tile need not begin at a lane group: then queries are
 gathered and results scattered lane by lane.
 
+Where multiply-adds take a lane as a factor (NEON), four neighbouring scalars come by one load: a
+feature of four keys, which are side by side if the first key's token is a multiple of four, or four
+features of a value that lie so.
+
 Kernels derive from `FlashTiles`, which leaves open where keys and values lie and which are seen.
 
 Source: Dao et al., "FlashAttention", 2022; Milakov and Gimelshein, "Online normalizer calculation
@@ -21,7 +25,7 @@ for softmax", 2018.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tvm.tirx.script.builder import ir as T
 
@@ -33,6 +37,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     bind,
     choose,
     i64,
+    lane_factors,
     load,
     splat,
     store,
@@ -40,6 +45,8 @@ from sparsify.codegen.kernels.cpu.simd import (
 from sparsify.layouts import LANES
 
 _KEY_BLOCK = 64
+_QUAD = 4
+"""Scalars that one load brings where multiply-adds take lanes; whole steps of a loop as well."""
 _LOWEST = -3e38
 """Below every score, masked or not, but for minus infinity."""
 
@@ -76,7 +83,7 @@ class FlashTiles(ABC):
     ) -> None:
         self.set_sizes(heads, features, offset, factor)
         self.width, self.vectors, self.tile = isa.vector, vectors, vectors * isa.vector
-        self.value_step = value_step
+        self.isa, self.value_step = isa, value_step
         # Keys, or features of the output, whose sums are held in half of the registers together.
         self.together = max(1, isa.registers // 2 // vectors)
 
@@ -144,6 +151,9 @@ class FlashTiles(ABC):
             self._maximum[v] = splat(_LOWEST, width)
             self._sum[v] = splat(0.0, width)
         count = bind(T.max(end - begin, T.int64(0)))
+        if self.isa.lane_factors:
+            aligned = T.floormod(self.key_place(begin), _QUAD) == 0
+            self._whole_quads = bind(T.Select(aligned, T.int64(-_QUAD), T.int64(0)))
         with T.serial(T.floordiv(count + (_KEY_BLOCK - 1), _KEY_BLOCK)) as block:
             at = bind(begin + block * _KEY_BLOCK)
             self._key_block(at, bind(T.min(T.int64(_KEY_BLOCK), end - at)))
@@ -225,33 +235,55 @@ class FlashTiles(ABC):
             self._scores(begin, count, bind(group * self.together), new)
         rescale = []
         for v in range(vectors):
-            shift = (Vector(self._maximum[v], width) - Vector(new[v], width)).value
-            rescale.append(exp2(Vector(shift, width)).value)
+            shift = self._vector(self._maximum[v]) - self._vector(new[v])
+            rescale.append(exp2(shift).value)
             self._maximum[v] = new[v]
             self._sum[v] = self._sum[v] * rescale[v]
         with T.serial(count) as key:
             store(self._places, key, self.value_place(begin + key), 1)
             for v in range(vectors):
-                score = Vector(load(self._weights, self._cell(key, v), width), width)
-                weight = exp2(score - Vector(self._maximum[v], width)).value
+                score = self._vector(load(self._weights, self._cell(key, v), width))
+                weight = exp2(score - self._vector(self._maximum[v])).value
                 store(self._weights, self._cell(key, v), weight, width)
                 self._sum[v] = self._sum[v] + weight
         self._each_feature_group(lambda at, size: self._accumulate(at, size, count, rescale))
 
+    def _vector(self, value: Expr) -> Vector:
+        return Vector(value, self.width, self.isa)
+
     def _scores(self, begin: Expr, count: Expr, offset: Expr, new: Registers) -> None:
         vectors, width = self.vectors, self.width
-        # Keys past the end repeat the last one: the maximum stands, and their rows are not read.
-        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(self.together)]
-        at = [bind(self.key_place(key)) for key in keys]
         total = Registers(self.together * vectors, width)
-        for i in range(len(total)):
-            total[i] = splat(0.0, width)
-        with T.serial(i64(self.head_dim)) as d:
+
+        def add(d: Expr, factors: Iterable[Expr]) -> None:
             q = [bind(load(self._q, self._cell(d, v), width)) for v in range(vectors)]
-            for r in range(self.together):
-                k = bind(splat(self.key[at[r] + d * LANES], width))
+            for r, k in enumerate(factors):
                 for v in range(vectors):
                     total[r * vectors + v] = total[r * vectors + v] + k * q[v]
+
+        def singly() -> None:
+            # Keys past the end repeat the last: the maximum stands, and their rows are not read.
+            keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(self.together)]
+            at = [bind(self.key_place(key)) for key in keys]
+            total.clear()
+            with T.serial(i64(self.head_dim)) as d:
+                add(d, (bind(splat(self.key[place + d * LANES], width)) for place in at))
+
+        def by_quads() -> None:
+            at = bind(self.key_place(begin + offset))
+            total.clear()
+
+            def step(d: Expr) -> None:
+                first = at + d * LANES
+                add(d, lane_factors(self.key, [first + r for r in range(self.together)]))
+
+            _unrolled(self.head_dim, step)
+
+        if self.isa.lane_factors and self.together % _QUAD == 0:
+            whole = offset + self.together <= T.bitwise_and(count, self._whole_quads)
+            choose(True, whole, by_quads, singly)
+        else:
+            singly()
         for r in range(self.together):
             for v in range(vectors):
                 store(self._weights, self._cell(offset + r, v), total[r * vectors + v], width)
@@ -260,7 +292,10 @@ class FlashTiles(ABC):
             for v in range(vectors):
                 at = self._cell(offset + r, v)
                 score = bind(self.score(load(self._weights, at, width), key, v))
-                new[v] = T.max(new[v], score)
+                if self.isa.nan_extremes:
+                    new[v] = self._vector(new[v]).max(self._vector(score)).value
+                else:
+                    new[v] = T.max(new[v], score)
                 store(self._weights, at, score, width)
 
     def _each_feature_group(self, body: Callable[[Expr, int], None]) -> None:
@@ -285,13 +320,38 @@ class FlashTiles(ABC):
             for v in range(vectors):
                 old = load(self._out, self._cell(first + r, v), width)
                 total[r * vectors + v] = old * rescale[v]
-        with T.serial(count) as key:
-            place = bind(self._places[key] + first * self.value_step)
+
+        def add(key: Expr, factors: Iterable[Expr]) -> None:
             weight = [bind(load(self._weights, self._cell(key, v), width)) for v in range(vectors)]
-            for r in range(size):
-                value = bind(splat(self.value[place + r * self.value_step], width))
+            for r, value in enumerate(factors):
                 for v in range(vectors):
                     total[r * vectors + v] = total[r * vectors + v] + value * weight[v]
+
+        def places(key: Expr) -> list[Expr]:
+            place = bind(self._places[key] + first * self.value_step)
+            return [place + r * self.value_step for r in range(size)]
+
+        def one(key: Expr) -> None:
+            at = places(key)
+            if self.isa.lane_factors and self.value_step == 1:
+                add(key, lane_factors(self.value, at))
+            else:
+                add(key, (bind(splat(self.value[place], width)) for place in at))
+
+        def four(first_key: Expr) -> None:
+            """Whose values of a feature are side by side."""
+            at = places(first_key)
+            values = [lane_factors(self.value, [p + k for k in range(_QUAD)]) for p in at]
+            for k in range(_QUAD):
+                add(first_key + k, [value[k] for value in values])
+
+        done: Expr | int = 0
+        if self.isa.lane_factors and self.value_step == LANES:
+            done = bind(T.bitwise_and(count, self._whole_quads))
+            with T.serial(T.floordiv(done, _QUAD)) as quad:
+                four(bind(quad * _QUAD))
+        with T.serial(count - done) as rest:
+            one(done + rest)
         for r in range(size):
             for v in range(vectors):
                 store(self._out, self._cell(first + r, v), total[r * vectors + v], width)
@@ -300,3 +360,11 @@ class FlashTiles(ABC):
 def place_in_lanes(token: Expr, features: Expr | int) -> Expr:
     """Offset of feature 0 of a token in ``[groups, features, 16]``."""
     return T.floordiv(token, LANES) * (features * LANES) + T.floormod(token, LANES)
+
+
+def _unrolled(count: Expr | int, body: Callable[[Expr], None]) -> None:
+    """A loop in steps of four, where its count is known to be a multiple."""
+    steps = _QUAD if isinstance(count, int) and count % _QUAD == 0 else 1
+    with T.serial(T.floordiv(i64(count), steps)) as step:
+        for i in range(steps):
+            body(bind(step * steps + i))

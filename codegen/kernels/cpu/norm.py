@@ -97,7 +97,9 @@ class Norm:
             value = bind(value if mean is None else value - mean)
             return value * value
 
-        variance = Vector(self._sum(square), self.isa.vector).fma(1.0 / self.features, self.epsilon)
+        variance = Vector(self._sum(square), self.isa.vector, self.isa).fma(
+            1.0 / self.features, self.epsilon
+        )
         return variance.call("llvm.sqrt").rdiv(1.0).value
 
     def _sum(self, term: Any) -> Expr:
@@ -160,7 +162,7 @@ class RowNorm(Norm):
             value = bind(value if mean is None else value - splat(mean, width))
             return value * value
 
-        variance = Vector(self._row_sum(square), 1).fma(1.0 / self.features, self.epsilon)
+        variance = Vector(self._row_sum(square), 1, self.isa).fma(1.0 / self.features, self.epsilon)
         return variance.call("llvm.sqrt").rdiv(1.0).value
 
     def _row_sum(self, term: Callable[[Expr, int], Expr]) -> Expr:

@@ -160,11 +160,11 @@ class Scores:
         """What queries are multiplied by before the products."""
         return self.scale / self.softcap if self.softcap else self.scale * LOG2E
 
-    def value(self, product: Expr, width: int) -> Expr:
+    def value(self, product: Expr, width: int, isa: Isa) -> Expr:
         """The score of such a query's product with a key."""
         if not self.softcap:
             return product
-        return (tanh(Vector(product, width)) * (self.softcap * LOG2E)).value
+        return (tanh(Vector(product, width, isa)) * (self.softcap * LOG2E)).value
 
     def lowest(self, position: Expr) -> Expr:
         """The first key that the query at ``position`` sees."""

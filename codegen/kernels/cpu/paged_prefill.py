@@ -90,7 +90,7 @@ class _Emitter(FlashTiles):
 
     def score(self, product: Expr, key: Expr, vector: int) -> Expr:
         width, scores = self.width, self.spec.scores
-        score = scores.value(product, width)
+        score = scores.value(product, width, self.spec.isa)
         hidden = splat(T.float32(float("-inf")), width)
         behind = T.Broadcast(key, width)
         lanes = T.Ramp(self.position + vector * width, T.int64(1), width)

@@ -119,7 +119,7 @@ class _Gated(SellTiles):
             at = bind(row * LANES)
             for v in range(tile.vectors):
                 sums = at + tile.step(v, self.out_features)
-                gate = Vector(load(self.y, sums, width), width)
+                gate = Vector(load(self.y, sums, width), width, self.isa)
                 up = load(self.y, sums + gated.layout.window * LANES, width)
                 opened = ACTIVATIONS[gated.activation](gate).value
                 store(self.result, base + at + tile.step(v, gated.features), opened * up, width)
