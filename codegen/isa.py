@@ -32,7 +32,6 @@ class Isa:
         overwrites_addend: a multiply-add's result takes the place of its addend.
         shifted_operands: an addition takes an operand shifted by any number of bits.
         steps_together: steps of a sparse kernel's inner loop in one run of it.
-        tables: one instruction looks 16 lanes up in two registers.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Isa:
     overwrites_addend: bool = False
     shifted_operands: bool = False
     steps_together: int = 1
-    tables: bool = False
 
     @property
     def vectors_per_group(self) -> int:
@@ -59,7 +57,7 @@ class Isa:
 
 _PSHUFB = "llvm.x86.ssse3.pshuf.b.128"
 
-AVX512 = Isa("avx512", 16, 32, gathers=True, byte_shuffle=_PSHUFB, tables=True)
+AVX512 = Isa("avx512", 16, 32, gathers=True, byte_shuffle=_PSHUFB)
 """Server Intel from Ice Lake on, and whatever is not known better."""
 
 AVX512_ZEN5 = replace(AVX512, permuted_of_four=4)

@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch import fx
 
-from sparsify.codegen.operators import CONVERTERS
-from sparsify.codegen.trust import untrusted_reason
+from sparsify.codegen.operators import CONVERTERS, REFUSALS
+from sparsify.codegen.trust import casts_halves, untrusted_reason
 from sparsify.effects import is_written
 
 _DTYPES = frozenset(
@@ -29,12 +29,13 @@ def unsupported_reason(node: fx.Node) -> str | None:
     for result in values:
         if not isinstance(result, torch.Tensor):
             return f"{node.target} returns {type(result).__name__}, not tensors"
-        if result.dtype not in _DTYPES:
+        if result.dtype not in _DTYPES and not casts_halves(node):
             return f"{node.target} computes in {result.dtype}, for which there are no kernels"
     if name not in CONVERTERS and any(map(is_written, node.all_input_nodes)):
         # TVM fuses its own kernels, and so moves them past calls that it takes for independent.
         return f"{node.target} reads a tensor that the program changes in place"
-    return untrusted_reason(node)
+    refuse = REFUSALS.get(name)
+    return untrusted_reason(node) if refuse is None else refuse(node)
 
 
 @cache

@@ -33,6 +33,7 @@ def untrusted_reason(node: fx.Node) -> str | None:
             dtype is not None
             and (dtype.is_complex or dtype.is_floating_point)
             and (dtype not in _FLOATS)
+            and not casts_halves(node)
         ):
             return f"{target} reads {dtype}, for which there are no kernels"
     if target in _NEVER:
@@ -40,6 +41,14 @@ def untrusted_reason(node: fx.Node) -> str | None:
     check = _CHECKS.get(target)
     reason = None if check is None else check(node, _arguments(node))
     return None if reason is None else f"{target}: {reason}"
+
+
+def casts_halves(node: fx.Node) -> bool:
+    """Whether a node turns float16 into float32 or back, which is all that kernels do with it."""
+    if node.target != aten._to_copy.default:
+        return False
+    types = {value.meta["val"].dtype for value in (node, *node.all_input_nodes)}
+    return types == {torch.float16, torch.float32}
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from sparsify.codegen.measurements import Measurements, kernel_sources
 from sparsify.codegen.target import host_model
 from sparsify.codegen.timing import in_turns
+from sparsify.contracts import Activity
 from sparsify.layouts import Layout, WeightStats
 
 if TYPE_CHECKING:
@@ -99,6 +100,16 @@ class TunedCostModel:
         if measured is not None:
             return measured
         return self.predicted.linear_seconds(layout, shape, nnz, tokens)
+
+    def active_seconds(
+        self, layout: Layout, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> float | None:
+        return self.predicted.active_seconds(layout, shape, tokens, activity)
+
+    def active_candidates(
+        self, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> tuple[Layout, ...]:
+        return self.predicted.active_candidates(shape, tokens, activity)
 
     def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
         """What was measured: a prediction is no match for it."""

@@ -12,8 +12,6 @@ from sparsify.passes.graph import arguments, aten
 from sparsify.passes.sites import linear_site, site_name, stored_weight
 from sparsify.program import Program, ProgramSet
 
-_LINEAR = ops.sparse_linear.overload
-
 
 @dataclass(frozen=True)
 class AnalyzeWeights:
@@ -38,7 +36,7 @@ class AnalyzeWeights:
 
 def _measure(program: Program, analysis: dict[str, WeightStats]) -> None:
     for node in program.graph.nodes:
-        if node.target == _LINEAR:
+        if node.target in ops.LINEARS:
             site = linear_site(program, node)
             if site.name not in analysis:
                 analysis[site.name] = WeightStats.of(stored_weight(program, node))

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from sparsify.passes.graph import arguments, aten, is_tensor, same, same_shape, shape_of
+from sparsify.rewriter import Rewriter
 
 _TARGETS = frozenset(
     {
@@ -62,6 +63,17 @@ def activation_of(node: fx.Node | None) -> str | None:
     if node.target == aten.gelu.default:
         return _GELUS.get(arguments(node)["approximate"])
     return _ACTIVATIONS.get(node.target)
+
+
+def activate(rewriter: Rewriter, x: fx.Node, activation: str) -> fx.Node:
+    """Inserts the operator that `activation_of` calls so; ``x`` itself for ``none``."""
+    if activation == "none":
+        return x
+    for approximation, name in _GELUS.items():
+        if name == activation:
+            return rewriter.call(aten.gelu.default, (x,), {"approximate": approximation})
+    (target,) = (t for t, name in _ACTIVATIONS.items() if name == activation)
+    return rewriter.call(target, (x,))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,14 @@ def operand(node: fx.Node, position: int = 0) -> Any:
 
 
 def shape_of(node: fx.Node) -> tuple[Extent, ...]:
-    return tuple(node.meta["val"].shape)
+    """Extents; a dynamic one that export found to have one value only is that number."""
+    return tuple(map(_plain, node.meta["val"].shape))
+
+
+def _plain(extent: Extent) -> Extent:
+    if isinstance(extent, torch.SymInt) and extent.node.expr.is_Integer:
+        return int(extent.node.expr)
+    return extent
 
 
 def is_tensor(value: object) -> bool:

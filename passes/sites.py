@@ -35,7 +35,7 @@ def pack(weight: torch.Tensor, name: str, layout: Layout) -> dict[str, torch.Ten
 
 
 def stored_weight(program: Program | Rewriter, node: fx.Node) -> torch.Tensor:
-    """The dense weight of a ``sparsify::sparse_linear`` node, from whatever layout it has."""
+    """The dense weight of one of `ops.LINEARS`, from whatever layout it has."""
     options = arguments(node)
     layout = parse(options["layout"])
     tensors = [named_weight(program, operand)[1] for operand in options["weight"]]
@@ -44,7 +44,7 @@ def stored_weight(program: Program | Rewriter, node: fx.Node) -> torch.Tensor:
 
 
 def linear_site(program: Program | Rewriter, node: fx.Node) -> Site:
-    """The site of a ``sparsify::sparse_linear`` node."""
+    """The site of one of `ops.LINEARS`."""
     options = arguments(node)
     layout = parse(options["layout"])
     name, _ = named_weight(program, options["weight"][0])

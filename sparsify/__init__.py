@@ -13,25 +13,55 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsify.analysis import analyze_activations
     from sparsify.artefact.container import ArtefactError
+    from sparsify.calibration import Calibration
     from sparsify.compiled import CompiledModel
     from sparsify.compiler import compile
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.passes.double_sparsity import DoubleSparsity
+    from sparsify.passes.gating import (
+        Cats,
+        Chess,
+        ExactZeros,
+        RSparse,
+        SparkTopK,
+        Teal,
+        TopK,
+        Wina,
+    )
+    from sparsify.passes.quest import Quest
+    from sparsify.passes.streaming_window import StreamingWindow
+    from sparsify.passes.tidal_decode import TidalDecode
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
 __all__ = [
     "ArtefactError",
+    "Calibration",
+    "Cats",
+    "Chess",
     "CompileConfig",
     "CompiledCausalLM",
     "CompiledModel",
     "Decision",
+    "DoubleSparsity",
+    "ExactZeros",
+    "Quest",
+    "RSparse",
     "Report",
     "RoundWeights",
     "Sampling",
+    "SparkTopK",
+    "StreamingWindow",
+    "Teal",
+    "TidalDecode",
+    "TopK",
     "Unstructured",
+    "Wina",
+    "analyze_activations",
     "compile",
     "load",
     "prune",
@@ -40,14 +70,28 @@ __all__ = [
 # Imported when first used: torch and TVM take seconds.
 _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
+    "Calibration": "sparsify.calibration",
+    "Cats": "sparsify.passes.gating",
+    "Chess": "sparsify.passes.gating",
     "CompileConfig": "sparsify.config",
     "CompiledCausalLM": "sparsify.generation",
     "CompiledModel": "sparsify.compiled",
     "Decision": "sparsify.report",
+    "DoubleSparsity": "sparsify.passes.double_sparsity",
+    "ExactZeros": "sparsify.passes.gating",
+    "Quest": "sparsify.passes.quest",
+    "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
+    "SparkTopK": "sparsify.passes.gating",
+    "StreamingWindow": "sparsify.passes.streaming_window",
+    "Teal": "sparsify.passes.gating",
+    "TidalDecode": "sparsify.passes.tidal_decode",
+    "TopK": "sparsify.passes.gating",
     "Unstructured": "sparsify.pruning",
+    "Wina": "sparsify.passes.gating",
+    "analyze_activations": "sparsify.analysis",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
     "prune": "sparsify.pruning",

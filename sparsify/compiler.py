@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,8 @@ def compile(
         num_threads: threads of one call; None for one for each physical core.
         dynamic_shapes: ``"auto"`` (every size that can vary may), None (the sizes of the
             examples), or what ``torch.export.export`` takes.
-        recipe: applied to a copy of the model first, such as ``Unstructured(0.8)``.
+        recipe: one recipe, or several in order. Pruning, such as ``Unstructured(0.8)``, is applied
+            to a copy of the model; others are passes that rewrite its portable program.
         strict: raise, naming the place, rather than leave an operator to PyTorch or a layer of
             the recipe dense.
         passes: the pipeline, as text or passes; None for the standard one.
@@ -124,7 +125,7 @@ def compile(
         observer=observer,
     )
     builder = Builder.of(config)
-    account = None
+    accounts: list[Any] = []
     if isinstance(model, str | os.PathLike):
         model = capture_file(model, example_inputs, shapes, constants, config.dynamic_shapes)
         example_inputs = None
@@ -133,9 +134,9 @@ def compile(
             "shapes and constants are for ONNX files; give a PyTorch model example_inputs of the "
             "sizes wanted"
         )
-    if config.recipe is not None:
+    if config.model_recipes:
         model = copy.deepcopy(model)
-        account = config.recipe.apply(model)
+        accounts = [recipe.apply(model) for recipe in config.model_recipes]
     if example_inputs is None and isinstance(model, torch.nn.Module) and is_causal_lm(model):
         if config.dynamic_shapes != "auto":
             raise ValueError(
@@ -149,7 +150,7 @@ def compile(
             programs,
             lambda: normalise_causal_lm(programs),
             dict.fromkeys(programs, INPUTS),
-            account,
+            accounts,
             started,
             TextSettings.of(model),
         )
@@ -157,7 +158,7 @@ def compile(
     parameters = {_ENTRY: parameters_of(model, exported)}
     CallSignature(exported, parameters[_ENTRY])  # refuses arguments that a call could not give
     return compile_programs(
-        builder, {_ENTRY: exported}, lambda: normalise(exported), parameters, account, started
+        builder, {_ENTRY: exported}, lambda: normalise(exported), parameters, accounts, started
     )
 
 
@@ -166,7 +167,7 @@ def compile_programs(
     captured: Mapping[str, ExportedProgram],
     normal: Callable[[], ProgramSet],
     parameters: Mapping[str, tuple[str, ...]],
-    account: Any = None,
+    accounts: Sequence[Any] = (),
     started: float | None = None,
     text: TextSettings | None = None,
 ) -> CompiledModel | CompiledCausalLM:
@@ -178,7 +179,7 @@ def compile_programs(
             when no earlier compilation serves. Programs that were exported apart come together by
             `share_weights`.
         parameters: names of each entry's positional parameters, where they are known.
-        account: what a recipe did to the model.
+        accounts: what each recipe that changed the model did.
         started: when the work began, by ``time.perf_counter``.
         text: what a language model says about its text; the result then generates.
     """
@@ -200,17 +201,18 @@ def compile_programs(
             if isinstance(tensor, torch.Tensor)
         ]
         made = builder.specialise(result.programs, parameters, result.decisions, borrowed, text)
-        if config.strict and account is not None:
-            _refuse_dense(account, made.report)
+        if config.strict:
+            _refuse_dense(accounts, made.report)
         return made
 
     identity = (*builder.identity, repr(dict(parameters)), repr(text))
     key = key_of(captured, config.digest(), *identity)
     watched = config.observer is not None or config.verify == "numeric"
     compilation = cached(key, build, config.cache and not watched)
-    facts = {"seconds": round(time.perf_counter() - started, 3)}
-    if account is not None and hasattr(account, "to_dict"):
-        facts["recipe"] = account.to_dict()
+    facts: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 3)}
+    told = [account.to_dict() for account in accounts if hasattr(account, "to_dict")]
+    if told:
+        facts["recipe"] = told[0] if len(told) == 1 else told
     report = compilation.report
     return run(replace(compilation, report=replace(report, facts={**report.facts, **facts})))
 
@@ -241,7 +243,8 @@ class Builder:
         first = [isinstance(pass_, _BINDING) for pass_ in passes]
         split = first.index(True) if True in first else len(passes)
         threads = config.num_threads or default_threads()
-        return cls(config, target, tuple(passes[:split]), tuple(passes[split:]), threads)
+        portable = (*passes[:split], *config.program_recipes)
+        return cls(config, target, portable, tuple(passes[split:]), threads)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -357,8 +360,8 @@ def default_threads() -> int:
     return pool.default_threads()
 
 
-def _refuse_dense(account: Any, report: Report) -> None:
-    pruned = set(getattr(account, "names", ()))
+def _refuse_dense(accounts: Iterable[Any], report: Report) -> None:
+    pruned = {name for account in accounts for name in getattr(account, "names", ())}
     for decision in report.final():
         if decision.verdict == "dense" and pruned.intersection(member_names(decision.site)):
             raise ValueError(

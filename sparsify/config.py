@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 VerifyLevel = Literal["shapes", "numeric"]
 """How each pass is checked: by graph lint and shapes, or also by running both programs."""
@@ -16,15 +16,31 @@ TuneLevel = Literal["off", "quick", "full"]
 """How layouts are chosen: by prediction, or by timing the best few, or all, of the candidates."""
 
 
-class Recipe(Protocol):
-    """A rewrite that changes numbers and so must be asked for: a pruning method.
+class ModelRecipe(Protocol):
+    """A change of a model's numbers, which so must be asked for: a pruning method.
 
-    Its ``repr`` names all its options, and so is part of the cache key.
+    Like all recipes it is a frozen dataclass; its fields are part of the cache key.
     """
 
     def apply(self, model: Any) -> Any:
         """Applies the recipe to the model in place; returns an account of what it did."""
         ...
+
+
+class ProgramRecipe(Protocol):
+    """A change of numbers by rewriting the graph: gating, sparse attention.
+
+    It is a pass that runs on the portable program, after the passes that everything goes through.
+    """
+
+    name: ClassVar[str]
+
+    def run(self, programs: Any, context: Any) -> Any:
+        """See `sparsify.contracts.Pass.run`."""
+        ...
+
+
+Recipe = ModelRecipe | ProgramRecipe
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,8 @@ class CompileConfig:
         num_threads: threads of one call, None for one for each physical core.
         dynamic_shapes: ``"auto"``, None for the shapes of the examples, or what
             ``torch.export.export`` takes.
-        recipe: applied to a copy of the model first, such as ``Unstructured(0.8)``.
+        recipe: one recipe or several in order: pruning, such as ``Unstructured(0.8)``, of a copy
+            of the model, and rewrites of its program.
         strict: refuse, naming the site, instead of leaving an operator to PyTorch or a site of
             the recipe dense.
         passes: the pipeline, as text or as passes in order; None for the standard one.
@@ -53,7 +70,7 @@ class CompileConfig:
     target: str = "native"
     num_threads: int | None = None
     dynamic_shapes: Any = "auto"
-    recipe: Recipe | None = None
+    recipe: Recipe | tuple[Recipe, ...] | None = None
     strict: bool = False
     passes: str | tuple[Any, ...] | None = None
     disable: tuple[str, ...] = ()
@@ -89,17 +106,38 @@ class CompileConfig:
         if self.passes is not None and not isinstance(self.passes, str):
             object.__setattr__(self, "passes", _items("passes", self.passes))
 
+    @property
+    def model_recipes(self) -> tuple[ModelRecipe, ...]:
+        """Those that change the model before it is captured."""
+        return tuple(r for r in self._recipes if hasattr(r, "apply"))
+
+    @property
+    def program_recipes(self) -> tuple[Any, ...]:
+        """Those that are passes over the portable program."""
+        return tuple(r for r in self._recipes if not hasattr(r, "apply"))
+
+    @property
+    def _recipes(self) -> tuple[Any, ...]:
+        if self.recipe is None:
+            return ()
+        return self.recipe if isinstance(self.recipe, tuple) else (self.recipe,)
+
     def _check_recipe(self) -> None:
-        recipe = self.recipe
-        if recipe is None:
-            return
-        if isinstance(recipe, type) or not callable(getattr(recipe, "apply", None)):
-            raise TypeError(
-                f"recipe={recipe!r} is no recipe; pass one such as "
-                "sparsify.pruning.Unstructured(0.8)"
+        if isinstance(self.recipe, list):
+            object.__setattr__(self, "recipe", tuple(self.recipe))
+        for recipe in self._recipes:
+            works = callable(getattr(recipe, "apply", None)) or callable(
+                getattr(recipe, "run", None)
             )
-        if not dataclasses.is_dataclass(recipe):
-            raise TypeError(f"recipe={recipe!r} must be a dataclass, so that it can be compared")
+            if isinstance(recipe, type) or not works:
+                raise TypeError(
+                    f"recipe={recipe!r} is no recipe; pass one such as "
+                    "sparsify.pruning.Unstructured(0.8)"
+                )
+            if not dataclasses.is_dataclass(recipe):
+                raise TypeError(
+                    f"recipe={recipe!r} must be a dataclass, so that it can be compared"
+                )
 
     def digest(self) -> str:
         """SHA-256 over every option that can change the result; equal in every process."""
@@ -136,6 +174,8 @@ def _canonical(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return [f"{type(value).__module__}.{type(value).__qualname__}", _canonical(fields)]
+    if callable(getattr(value, "digest", None)):
+        return value.digest()
     bounds = [getattr(value, bound, None) for bound in ("min", "max")]  # torch.export.Dim
     return [getattr(value, "__name__", str(value)), *map(_canonical, bounds)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import fx
@@ -13,6 +13,21 @@ from sparsify.layouts import Form, Layout, WeightStats
 from sparsify.program import ProgramSet
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
+
+Side = Literal["inputs", "outputs"]
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Zeros that a linear may skip.
+
+    Attributes:
+        side: whether they are among its inputs, or in the gate of its outputs.
+        share: expected share of that side's features that are not zero in all tokens of a call.
+    """
+
+    side: Side
+    share: float
 
 
 class CostModel(Protocol):
@@ -26,6 +41,23 @@ class CostModel(Protocol):
 
     def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
         """Layouts the target has kernels for at that token count, most promising first."""
+        ...
+
+
+@runtime_checkable
+class SkippingCostModel(CostModel, Protocol):
+    """A cost model of a target with kernels that skip zeros found at run time."""
+
+    def active_seconds(
+        self, layout: Layout, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> float | None:
+        """Seconds of a kernel that skips zeros; None where the layout has none that does."""
+        ...
+
+    def active_candidates(
+        self, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> tuple[Layout, ...]:
+        """Layouts whose kernels skip such zeros."""
         ...
 
 

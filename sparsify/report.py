@@ -40,6 +40,7 @@ class Decision:
             uses; dense_seconds: of the best dense one. Measured times where it measured.
         measured_seconds: as tuned; None when any of it was predicted.
         error: measured error of a lossy rewrite; None for lossless ones.
+        mass: share of attention's weights that a lossy rewrite keeps, measured likewise.
     """
 
     site: str
@@ -56,6 +57,7 @@ class Decision:
     dense_seconds: float | None = None
     measured_seconds: float | None = None
     error: float | None = None
+    mass: float | None = None
 
     def __post_init__(self) -> None:
         if not self.reason:

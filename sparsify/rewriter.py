@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx.experimental.symbolic_shapes import optimization_hint
+from torch.utils import _pytree
 
 from sparsify.program import (
     Program,
@@ -50,6 +53,7 @@ class Rewriter:
         self._weights = {
             n: same_weight(n, self._shared.setdefault(n, t), t) for n, t in old.state_dict.items()
         }
+        self._states: dict[str, torch.Tensor] = {}
         self._fake_mode = fake_mode_of(old.graph)
 
     @property
@@ -96,6 +100,23 @@ class Rewriter:
         self._weights[name] = owned
         return node
 
+    def add_state(self, name: str, shape: tuple[int | torch.SymInt, ...]) -> fx.Node:
+        """A float32 input for state, by keyword, behind all others; it is there once.
+
+        It becomes an argument of the program that the caller owns, zeros at first.
+        """
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.name == name:
+                return node
+        last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+        with self.graph.inserting_after(last):
+            node = self.graph.placeholder(name)
+        with self._fake_mode:
+            node.meta["val"] = torch.empty(shape)
+        self._specs[name] = InputSpec(InputKind.USER_INPUT, TensorArgument(name), None)
+        self._states[name] = torch.zeros([optimization_hint(extent) for extent in shape])
+        return node
+
     def call(
         self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> fx.Node:
@@ -139,7 +160,28 @@ class Rewriter:
         exported = rebuild(
             old, self.graph, signature, {n: t for n, t in self._weights.items() if n in used}
         )
-        return Program(self._program.name, exported)
+        return Program(self._program.name, with_keywords(exported, self._states))
+
+
+def with_keywords(exported: ExportedProgram, added: Mapping[str, torch.Tensor]) -> ExportedProgram:
+    """The program, called with more keyword arguments, by name with an example of each."""
+    if not added:
+        return exported
+    root = copy.copy(exported.module_call_graph[0])
+    root.signature = signature = copy.copy(root.signature)
+    assert signature is not None
+    positional, named = signature.in_spec.children()
+    args = _pytree.tree_unflatten(range(positional.num_leaves), positional)
+    kwargs = _pytree.tree_unflatten(range(named.num_leaves), named)
+    _, signature.in_spec = _pytree.tree_flatten((args, {**kwargs, **dict.fromkeys(added, 0)}))
+    signature.inputs = [*signature.inputs, *map(TensorArgument, added)]
+    if signature.forward_arg_names is not None:
+        signature.forward_arg_names = [*signature.forward_arg_names, *added]
+    exported._module_call_graph = [root]
+    if exported.example_inputs is not None:
+        args, kwargs = exported.example_inputs
+        exported._example_inputs = (args, {**kwargs, **added})
+    return exported
 
 
 def share_weights(programs: Iterable[Program]) -> ProgramSet:

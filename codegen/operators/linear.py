@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 def convert_sparse_linear(node: fx.Node, lowering: Lowering) -> Any:
     if gated_kernel(node, lowering) is not None:
         return None  # nothing else reads it; its gate calls the kernel of both
-    a = arguments_of(node)
+    return call_linear(arguments_of(node), lowering)
+
+
+def call_linear(a: dict[str, Any], lowering: Lowering) -> Any:
+    """Calls the layout's kernel with the arguments of a ``sparse_linear``."""
     x, bias, residual = (lowering.tensor(a[name]) for name in ("x", "bias", "residual"))
-    layout, site = parse(a["layout"]), _site(a)
+    layout, site = parse(a["layout"]), site_of(a)
     kernels = _kernels(a, layout)
     kernel = kernels.kernel(lowering.target.isa, site, layout)
     weight = [lowering.tensor(w) for w in a["weight"]]
@@ -64,7 +68,7 @@ def convert_sparse_linear(node: fx.Node, lowering: Lowering) -> Any:
     return y if a["lanes"] else from_lanes(lowering, y, leading)
 
 
-def convert_gated_linear(node: fx.Node, kernel: Kernel, lowering: Lowering) -> Any:
+def convert_linear_and_gate(node: fx.Node, kernel: Kernel, lowering: Lowering) -> Any:
     """Calls the kernel that computes a linear and the gate on its result."""
     a = arguments_of(node)
     x, bias = lowering.tensor(a["x"]), lowering.tensor(a["bias"])
@@ -78,7 +82,7 @@ def gated_kernel(node: fx.Node, lowering: Lowering) -> Kernel | None:
     if node.target != ops.sparse_linear.overload:
         return None
     a = arguments_of(node)
-    site, users = _site(a), list(node.users)
+    site, users = site_of(a), list(node.users)
     gated = len(users) == 1 and users[0].target == ops.gated.overload
     if not gated or not a["lanes"] or site.activation != "none" or site.residual:
         return None
@@ -89,7 +93,7 @@ def gated_kernel(node: fx.Node, lowering: Lowering) -> Kernel | None:
     return kernels.gated_kernel(lowering.target.isa, site, layout, activation)
 
 
-def _site(a: dict[str, Any]) -> LinearSite:
+def site_of(a: dict[str, Any]) -> LinearSite:
     return LinearSite(
         a["out_features"],
         a["in_features"],

@@ -1,4 +1,4 @@
-"""Operators that treat every token alike: normalisation, rotary embedding, gate.
+"""Operators that treat every token alike: normalisation, rotary embedding, gates.
 
 Rows and lanes have kernels of their own, so nothing is converted.
 """
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from sparsify.codegen.gates import gate_kernels
+from sparsify.codegen.kernels.cpu.gate import GateKernel
 from sparsify.codegen.kernels.cpu.gated import Gated
 from sparsify.codegen.kernels.cpu.norm import Norm, RowNorm
 from sparsify.codegen.kernels.cpu.rotary import Rotary
 from sparsify.codegen.operators.arguments import arguments_of, flat, product, shape_of
-from sparsify.codegen.operators.linear import convert_gated_linear, gated_kernel
+from sparsify.codegen.operators.linear import convert_linear_and_gate, gated_kernel
 from sparsify.codegen.registry import Kernel
+from sparsify.gates import parse
 from sparsify.layouts import Form
 
 if TYPE_CHECKING:
@@ -40,11 +43,24 @@ def convert_rotary(node: fx.Node, lowering: Lowering) -> Any:
     return _call(lowering, kernel, form, features, [x, cos, sin])
 
 
+def convert_gate(node: fx.Node, lowering: Lowering) -> Any:
+    a = arguments_of(node)
+    x, parameters = lowering.tensor(a["x"]), [lowering.tensor(p) for p in a["parameters"]]
+    form, features = _form(a), _features(x, a)
+    kernel = GateKernel(lowering.target.isa, features, parse(a["rule"]), form)
+    return _call(lowering, kernel, form, features, [x], parameters)
+
+
+def refuse_gate(node: fx.Node) -> str | None:
+    rule = parse(arguments_of(node)["rule"])
+    return None if gate_kernels(rule) else f"gate {rule.spec} has no kernel, only its reference"
+
+
 def convert_gated(node: fx.Node, lowering: Lowering) -> Any:
     a = arguments_of(node)
     both = gated_kernel(a["x"], lowering)
     if both is not None:
-        return convert_gated_linear(a["x"], both, lowering)
+        return convert_linear_and_gate(a["x"], both, lowering)
     x = lowering.tensor(a["x"])
     form, features = _form(a), _features(x, a) // 2
     kernel = Gated(lowering.target.isa, features, a["activation"], form)

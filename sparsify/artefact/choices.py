@@ -22,10 +22,11 @@ def measured_choices(specialised: ProgramSet, report: Report) -> dict[str, Measu
     layouts: dict[str, dict[Form, str]] = {}
     for program in specialised:
         for node in program.graph.nodes:
-            if node.target != ops.sparse_linear.overload:
+            if node.target not in ops.LINEARS:
                 continue
             site, options = linear_site(program, node).name, arguments(node)
-            tokens = LANES if options["lanes"] else ops.expected_tokens(options["x"].meta["val"])
+            in_lanes = options.get("lanes", False)
+            tokens = LANES if in_lanes else ops.expected_tokens(options["x"].meta["val"])
             layouts.setdefault(site, {})[form_of(tokens)] = options["layout"]
     return {
         site: MeasuredChoice(layouts[site], found)

@@ -15,14 +15,14 @@ import torch
 
 from sparsify.artefact.container import ArtefactError
 from sparsify.layouts import Csr, Dense, Layout, layout_names, parse
+from sparsify.ops import LINEARS
+from sparsify.passes.graph import arguments
 from sparsify.passes.sites import linear_site, packed_name
 from sparsify.program import Program, WeightStore
 
 _PACKED = re.compile(
     r"(?P<weight>.*):(?P<spec>(?P<layout>\w+)(?:\{[^{}]*\})?)\.(?P<tensor>\w+)", re.DOTALL
 )
-_LINEAR = torch.ops.sparsify.sparse_linear.default
-_LAYOUT_ARGUMENT = 2
 _CANONICAL = (Csr(), Dense())
 _DTYPES = {
     "F64": torch.float64,
@@ -53,10 +53,10 @@ def forms(programs: Iterable[Program]) -> dict[str, Form]:
     layouts: dict[str, dict[Layout, None]] = {}
     for program in programs:
         for node in program.graph.nodes:
-            if node.target == _LINEAR:
+            if node.target in LINEARS:
                 site = linear_site(program, node)
                 shapes[site.weight] = site.shape
-                layouts.setdefault(site.weight, {})[parse(node.args[_LAYOUT_ARGUMENT])] = None
+                layouts.setdefault(site.weight, {})[parse(arguments(node)["layout"])] = None
     return {weight: Form(shape, tuple(layouts[weight])) for weight, shape in shapes.items()}
 
 

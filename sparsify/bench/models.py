@@ -1,8 +1,9 @@
 """Peers that run a whole PyTorch model: torch eager, ONNX Runtime and OpenVINO.
 
-Both foreign runtimes read one ONNX file, exported at the very shapes they are run with and at
-opset 23, whose attention operator they fuse. Of the ways tried (fixed and dynamic shapes, opset
-18 and 23, ``openvino.convert_model``) this is the fastest for each, or within the noise of it.
+Both foreign runtimes read one ONNX file: the user's own where the model is one, else an export at
+the very shapes they are run with and at opset 23, whose attention operator they fuse. Of the ways
+tried (fixed and dynamic shapes, opset 18 and 23, ``openvino.convert_model``) this is the fastest
+for each, or within the noise of it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OPSET = 23
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An exported file, in a folder that lives as long as this object, and its inputs by name."""
+    """An ONNX file and its inputs by name; the folder for what is made of it lives as long."""
 
     path: Path
     feeds: Mapping[str, torch.Tensor]
@@ -63,9 +64,16 @@ class OnnxModel:
             raise ValueError(f"the ONNX file has inputs {names} for {len(tensors)} tensors given")
         return cls(path, dict(zip(names, tensors, strict=True)), exported, folder)
 
+    @classmethod
+    def of(
+        cls, path: Path, feeds: Mapping[str, torch.Tensor], exported: torch.export.ExportedProgram
+    ) -> OnnxModel:
+        """The user's own file, as it is, with the program that it was imported as."""
+        return cls(path, feeds, exported, tempfile.TemporaryDirectory(prefix="sparsify-onnx-"))
+
     def pt2(self) -> Path:
         """The same program as a ``.pt2`` file, written when first asked for."""
-        path = self.path.with_suffix(".pt2")
+        path = Path(self.folder.name, "model.pt2")
         if not path.exists():
             with _quiet():
                 torch.export.save(self.exported, path)

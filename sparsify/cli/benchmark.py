@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.table import Table
+from torch.export import ExportedProgram
 
 from sparsify.bench import (
     CompiledPrefill,
@@ -71,11 +72,22 @@ def benchmark(
     """
     peers = tuple(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
     with step(f"loading {model}"):
-        loaded = need_inputs(load_model(model, batch, seq, OnnxOptions.of(shape, constant)))
+        given = OnnxOptions.of(shape, constant)
+        loaded = need_inputs(load_model(model, batch, seq, given))
+        file = _own_file(loaded, given)
     machine = Machine.here()
     with threads(thread_count), tempfile.TemporaryDirectory(prefix="sparsify-") as folder:
         record = {"machine": machine.to_dict()} | _measure(
-            loaded, peers, target, thread_count, rounds, seconds, tolerance, memory, Path(folder)
+            loaded,
+            file,
+            peers,
+            target,
+            thread_count,
+            rounds,
+            seconds,
+            tolerance,
+            memory,
+            Path(folder),
         )
     if as_json:
         show_json(record)
@@ -106,8 +118,17 @@ class Reference:
             return cls(copy.deepcopy(outputs), "float32 eager PyTorch")
 
 
+def _own_file(loaded: LoadedModel, given: OnnxOptions) -> OnnxModel | None:
+    """An ONNX file as the peers run it, which is as it is."""
+    if loaded.kind != "onnx" or not isinstance(loaded.model, ExportedProgram):
+        return None
+    feeds = given.feeds(loaded.name, flat_tensors(split_inputs(loaded.inputs)))
+    return OnnxModel.of(Path(loaded.name), feeds, loaded.model)
+
+
 def _measure(
     loaded: LoadedModel,
+    onnx: OnnxModel | None,
     names: tuple[str, ...],
     target: str,
     count: int,
@@ -122,7 +143,8 @@ def _measure(
         module, inputs = PrefillStep(module).eval(), (inputs[1]["input_ids"],)
     with step("building the peers"), quiet():
         foreign = set(names) - {"torch"}
-        onnx = OnnxModel.export(module, inputs) if foreign or memory else None
+        if onnx is None and (foreign or memory):
+            onnx = OnnxModel.export(module, inputs)
         candidates = model_peers(module, inputs, count, names, onnx)
         reference = Reference.of(module, inputs)
     compiled = compile_loaded(loaded, target=target, num_threads=count)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 
 
@@ -40,6 +41,33 @@ class OnnxOptions:
             constants=dict(_constant(text) for text in self.constants),
             sizes=ExampleSizes(batch, seq),
         )
+
+    def feeds(self, path: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What another runtime is given for the file's inputs, constants among them."""
+        import onnx
+
+        from sparsify.frontend.onnx.tensors import torch_type
+
+        types = {
+            value.name: torch_type(value.type.tensor_type.elem_type)
+            for value in onnx.load(path, load_external_data=False).graph.input
+        }
+        fixed = dict(map(_constant, self.constants))
+        given = dict(zip(self.inputs(path).values(), tensors, strict=True))
+        return given | {n: torch.as_tensor(value, dtype=types[n]) for n, value in fixed.items()}
+
+    def inputs(self, path: str) -> dict[str, str]:
+        """What the inputs of a file are called there, by the names of the arguments."""
+        import onnx
+
+        from sparsify.frontend.onnx.module import identifiers
+
+        graph = onnx.load(path, load_external_data=False).graph
+        stored = {tensor.name for tensor in graph.initializer}
+        stored |= {tensor.values.name for tensor in graph.sparse_initializer}
+        stored |= {_constant(text)[0] for text in self.constants}
+        names = [value.name for value in graph.input if value.name not in stored]
+        return dict(zip(identifiers(names), names, strict=True))
 
 
 def _shape(text: str) -> tuple[str, tuple[int | str | None, ...]]:

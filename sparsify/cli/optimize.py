@@ -56,10 +56,12 @@ def optimize(
             f"{', '.join(bound)}: binds a program to a target, and ONNX files have none; "
             "leave it out"
         )
-    result = Source(model, onnx=OnnxOptions.of(shape, constant)).rewritten(chosen, verify)
+    source = Source(model, onnx=OnnxOptions.of(shape, constant))
+    result = source.rewritten(chosen, verify)
     (program,) = result.programs
     with step(f"writing {output}"), quiet():
-        summary = export(program, Report(result.decisions), output, standard=standard)
+        report, names = Report(result.decisions), source.input_names()
+        summary = export(program, report, output, standard=standard, inputs=names)
     if as_json:
         show_json({"model": model, "output": str(output), **summary.to_dict()})
     else:

@@ -31,8 +31,12 @@ class Examples:
     kwargs: dict[str, Any]
 
     @classmethod
-    def parse(cls, example_inputs: object) -> Examples:
+    def parse(cls, example_inputs: object, halves: bool = False) -> Examples:
         """Accepts a tuple of arguments, a mapping of keyword arguments, or ``(args, kwargs)``.
+
+        Args:
+            halves: whether floating-point tensors of 16 bits are accepted, of a program that says
+                itself where it widens them.
 
         Raises:
             TypeError: for any other form.
@@ -54,10 +58,10 @@ class Examples:
             examples = cls(tuple(example_inputs[0]), dict(example_inputs[1]))
         else:
             examples = cls(example_inputs, {})
-        examples._check()
+        examples._check(halves)
         return examples
 
-    def _check(self) -> None:
+    def _check(self, halves: bool) -> None:
         tensors = self.tensors()
         if not tensors:
             raise ValueError(
@@ -78,7 +82,8 @@ class Examples:
                     f"{where} is empty, which torch.export takes for a constant size; "
                     "give every dim a size of 1 or more"
                 )
-            if tensor.dtype in (torch.float64, torch.float16, torch.bfloat16):
+            wide = tensor.dtype == torch.float64
+            if wide or (tensor.dtype in (torch.float16, torch.bfloat16) and not halves):
                 raise ValueError(
                     f"{where} is {tensor.dtype}; floating-point inputs must be torch.float32: "
                     "call .float() on it"

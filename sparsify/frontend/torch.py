@@ -119,7 +119,8 @@ def _capture_exported(
         example_inputs = exported.example_inputs
     if example_inputs is None or dynamic_shapes is None:
         return exported
-    return serve_size_one(tie_indexed_sizes(exported), Examples.parse(example_inputs), None)
+    examples = Examples.parse(example_inputs, halves=True)
+    return serve_size_one(tie_indexed_sizes(exported), examples, None)
 
 
 def _export_auto(model: torch.nn.Module, examples: Examples) -> tuple[ExportedProgram, Examples]:

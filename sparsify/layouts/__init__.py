@@ -13,7 +13,9 @@ from sparsify.layouts.base import (
 from sparsify.layouts.bitmap import Bitmap
 from sparsify.layouts.csr import Csr
 from sparsify.layouts.dense import Dense, PackedDense
+from sparsify.layouts.dense_columns import DenseColumns
 from sparsify.layouts.sell import Sell
+from sparsify.layouts.stack import Stack
 from sparsify.layouts.stats import WeightStats
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "Bitmap",
     "Csr",
     "Dense",
+    "DenseColumns",
     "Form",
     "Layout",
     "PackedDense",
     "Sell",
+    "Stack",
     "WeightStats",
     "form_of",
     "layout_names",

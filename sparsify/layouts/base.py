@@ -6,8 +6,6 @@ A layout is a frozen dataclass whose fields are its parameters. Its spec is text
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 
 from sparsify.layouts.stats import WeightStats
+from sparsify.specs import Registry, spec_of
 
 LANES = 16
 """Tokens side by side in one lane group: the innermost extent of every activation in lanes."""
@@ -84,10 +83,13 @@ class Layout(ABC):
         return None
 
     @property
+    def unit(self) -> int:
+        """Rows that cannot be parted: a stack of matrices gives each whole units."""
+        return 1
+
+    @property
     def spec(self) -> str:
-        fields = dataclasses.fields(self)
-        options = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields)
-        return f"{self.name}{{{options}}}" if fields else self.name
+        return spec_of(self)
 
     def __str__(self) -> str:
         return self.spec
@@ -107,40 +109,9 @@ def require_matrix(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach()
 
 
-_REGISTRY: dict[str, type[Layout]] = {}
-_SPEC = re.compile(r"^(?P<name>\w+)(?:\{(?P<options>[^{}]*)\})?$")
+LAYOUTS: Registry[Layout] = Registry("layout")
+"""Every layout by its name."""
 
-
-def register(layout: type[Layout]) -> type[Layout]:
-    """Class decorator: makes a layout known by its name."""
-    known = _REGISTRY.setdefault(layout.name, layout)
-    if known is not layout:
-        raise ValueError(f"layout name {layout.name!r} is taken by {known.__module__}")
-    return layout
-
-
-def layout_names() -> tuple[str, ...]:
-    return tuple(sorted(_REGISTRY))
-
-
-def parse(spec: str) -> Layout:
-    """The layout a spec describes.
-
-    Raises:
-        ValueError: for an unknown name, an unknown option or a value that is no integer.
-    """
-    match = _SPEC.match(spec.strip())
-    if match is None or match["name"] not in _REGISTRY:
-        raise ValueError(f"unknown layout {spec!r}; known layouts: {', '.join(layout_names())}")
-    kind = _REGISTRY[match["name"]]
-    known = {f.name for f in dataclasses.fields(kind)}
-    options: dict[str, int] = {}
-    for item in filter(None, (match["options"] or "").split(",")):
-        key, _, value = (part.strip() for part in item.partition("="))
-        if key not in known:
-            raise ValueError(f"layout {kind.name!r} has no option {key!r}; it has {sorted(known)}")
-        try:
-            options[key] = int(value)
-        except ValueError:
-            raise ValueError(f"layout {kind.name!r}: {key}={value!r} is not an integer") from None
-    return kind(**options)
+register = LAYOUTS.register
+layout_names = LAYOUTS.names
+parse = LAYOUTS.parse

@@ -53,6 +53,10 @@ class PackedDense(Layout):
         if self.rows <= 0:
             raise ValueError(f"packed_dense: rows={self.rows} must be positive")
 
+    @property
+    def unit(self) -> int:
+        return self.rows
+
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         weight = require_matrix(weight)
         out_features = weight.shape[0]

@@ -51,6 +51,10 @@ class Sell(Layout):
         if self.window <= 0 or self.window % self.rows:
             raise ValueError(f"sell: window={self.window} must be a multiple of rows={self.rows}")
 
+    @property
+    def unit(self) -> int:
+        return self.window
+
     def blocks(self, in_features: int) -> int:
         return -(-in_features // self.k_block)
 

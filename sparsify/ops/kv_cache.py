@@ -127,6 +127,8 @@ def _fake_attention(
     window: int = 0,
     softcap: float = 0.0,
     extents: Sequence[int] = (),
+    selected: torch.Tensor | None = None,
+    block: Sequence[int] = (1, 1),
 ) -> torch.Tensor:
     features = heads * keys.shape[3]
     if extents:
@@ -137,7 +139,7 @@ def _fake_attention(
 @declare(
     "paged_attention(Tensor query, Tensor keys, Tensor values, Tensor pages, Tensor lengths, "
     "Tensor counts, int layer, int heads, int offset, float scale, int window=0, "
-    "float softcap=0.0, SymInt[] extents=[]) -> Tensor",
+    "float softcap=0.0, SymInt[] extents=[], Tensor? selected=None, int[] block=[1, 1]) -> Tensor",
     _fake_attention,
 )
 def paged_attention(
@@ -154,6 +156,8 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     extents: Sequence[int] = (),
+    selected: torch.Tensor | None = None,
+    block: Sequence[int] = (1, 1),
 ) -> torch.Tensor:
     """Causal attention of the newest tokens over the cache, which holds them already.
 
@@ -169,6 +173,11 @@ def paged_attention(
         counts: int64 ``[batch]``, how many queries of each row are real; the others give zeros.
         softcap: scores ``s`` become ``softcap * tanh(s / softcap)``; 0: they stay as they are.
         extents: empty for row-major tensors; ``[batch, length]`` when the query is in lanes.
+        selected: int32 ``[batch, lists, ceil(length / block[0]), most]``: only the blocks of
+            ``block[1]`` pages that the list names are seen, by the ``block[0]`` queries of a list.
+            Blocks are numbered in their sequence, ascending, with -1 behind the last, and none
+            begins after the sequence; query head ``h`` has the list ``h * lists // heads``. None:
+            all.
 
     Returns:
         ``[batch, length, heads * head_dim]``, or that in lanes.
@@ -189,7 +198,22 @@ def paged_attention(
             scores = torch.tanh(scores / softcap) * softcap
         behind = (total - count + torch.arange(count))[:, None] - torch.arange(total)
         hidden = behind < 0 if not window else (behind < 0) | (behind >= window)
+        if selected is not None:
+            seen = _seen(selected[row], count, total, block)
+            hidden = hidden | ~seen.repeat_interleave(heads // len(seen), 0)
         weights = F.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
+        # A query that sees no key attends to nothing.
+        weights = weights.masked_fill(hidden.all(-1, keepdim=True), 0.0)
         found = weights @ v.repeat_interleave(heads // kv_heads, 0)
         y[row, :count] = found.transpose(0, 1).flatten(1)
     return to_lanes.reference(y) if extents else y
+
+
+def _seen(selected: torch.Tensor, queries: int, keys: int, block: Sequence[int]) -> torch.Tensor:
+    """Bool ``[lists, queries, keys]`` of one sequence's lists of blocks."""
+    step = block[1] * PAGE
+    # One more than there are, for the entries behind the last.
+    marked = torch.zeros(*selected.shape[:2], -(-keys // step) + 1, dtype=torch.bool)
+    marked.scatter_(2, selected.long().where(selected >= 0, marked.shape[2] - 1), True)
+    spread = marked[..., :-1].repeat_interleave(step, 2)[..., :keys]
+    return spread.repeat_interleave(block[0], 1)[:, :queries]

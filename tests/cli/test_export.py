@@ -1,5 +1,6 @@
 """sparsify export: what it writes, what it refuses."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -78,6 +79,38 @@ def test_an_onnx_file_is_optimised(cli, tiny: str, tmp_path: Path) -> None:
         for path in (output, dense)
     )
     assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
+
+
+NAMED = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,8] x, float[N,6] class) => (float[N,6] y, float[N,6] z)
+{ t = Transpose <perm = [1, 0]> (w) h = MatMul(x, t) a = Add(h, b) z = Relu(a) y = Add(z, class) }
+"""
+
+
+def test_an_onnx_file_keeps_its_names(cli, tmp_path: Path) -> None:
+    """Those of inputs, outputs and weights, also out of a file that holds packed weights."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.parser.parse_model(NAMED)
+    names = {"x": "in.0", "y": "out/0", "w": "encoder.0.weight", "b": "encoder.0.bias"}
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    weight = torch.randn(6, 8) * (torch.rand(6, 8) < 0.3)
+    for name, tensor in ((names["w"], weight), (names["b"], torch.randn(6))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(tensor.numpy(), name))
+    files = [tmp_path / f"{number}.onnx" for number in range(3)]
+    onnx.save(model, files[0])
+    for source, written in itertools.pairwise(files):
+        done = cli("optimize", source, "-o", written)
+        assert done.exit_code == 0, done.output
+        graph = onnx.load(written).graph
+        assert [value.name for value in graph.input] == ["in.0", "class"]
+        assert [value.name for value in graph.output] == ["out/0", "z"]
+        stored = {tensor.name.partition(":")[0] for tensor in graph.initializer}
+        assert stored == {names["w"], names["b"]}
+        assert "encoder.0" in {node.name for node in graph.node}
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,17 @@ def test_compile_with_a_shape_and_a_constant(path: str, cli, tmp_path: Path) -> 
         compiled(torch.randn(2, 6, 32))
 
 
+def test_peers_are_timed_on_the_file_itself(path: str, cli) -> None:
+    done = cli(
+        *("benchmark", path, "--against", "onnxruntime", "--rounds", "2", "--seconds", "0.01"),
+        *("--constant", f"scale={[2.0] * 8}", "--batch", "3", "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    row = json.loads(done.stdout)["candidates"]["onnxruntime"]
+    assert row["agrees"] and row["file_bytes"] == Path(path).stat().st_size
+    assert [entry.name for entry in Path(path).parent.iterdir()] == [Path(path).name]
+
+
 def test_prune_an_onnx_file(path: str, cli, tmp_path: Path) -> None:
     output = tmp_path / "pruned.pt2"
     done = cli("prune", path, "-o", output, "--sparsity", "0.5")

@@ -10,7 +10,8 @@ from torch import nn
 
 import sparsify
 from sparsify.codegen import registry
-from sparsify.layouts import base, parse
+from sparsify.layouts import parse
+from sparsify.layouts.base import LAYOUTS
 from sparsify.passes import PORTABLE
 from sparsify.passes.propagate_lanes import PropagateLanes
 from sparsify.passes.select_layout import SelectLayout
@@ -23,11 +24,11 @@ def ternary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs the document's first block of code, and forgets afterwards what it registered."""
     registry.all_linear_kernels()
     monkeypatch.setattr(registry, "_LINEAR", dict(registry._LINEAR))
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
     block = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert block is not None
-    exec(compile(block[1], str(DOCUMENT), "exec"), {"__name__": "ternary"})
-    yield
+    with LAYOUTS.scope():
+        exec(compile(block[1], str(DOCUMENT), "exec"), {"__name__": "ternary"})
+        yield
 
 
 @pytest.mark.parametrize("tokens", [3, 40])

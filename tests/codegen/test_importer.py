@@ -92,6 +92,7 @@ CASES = (
     | {
         "gelu tanh": lambda x, y, i, m, c: F.gelu(x, approximate="tanh"),
         "round half": lambda x, y, i, m, c: torch.round(i * 0.5),
+        "half floats and back": lambda x, y, i, m, c: (x * 300).half().float() + 0.5,
         "add alpha": lambda x, y, i, m, c: torch.add(x, y, alpha=2),
         "sub alpha": lambda x, y, i, m, c: torch.sub(x, y, alpha=3),
         "rsub alpha": lambda x, y, i, m, c: torch.rsub(x, 2.0, alpha=3),

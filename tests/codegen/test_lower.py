@@ -39,12 +39,15 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.randn(out))
         self.activation = activation
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [getattr(self, name) for name in self.names]
+
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, lanes: bool = False
     ) -> torch.Tensor:
-        weight = [getattr(self, name) for name in self.names]
         return OPS.sparse_linear(
-            x, weight, *self.fixed, self.bias, self.activation, residual, lanes
+            x, self.tensors, *self.fixed, self.bias, self.activation, residual, lanes
         )
 
 
@@ -70,6 +73,26 @@ class Lanes(Rows):
         y = self.down(self.up(x, lanes=True), x, lanes=True)
         normed = OPS.fused_norm(y, self.norm.weight, self.norm.bias, 1e-5, "layer", True)
         return OPS.from_lanes(normed, leading), OPS.from_lanes(y, leading)
+
+
+class Active(nn.Module):
+    """Linears whose inputs are mostly zero, and linears under a gate that mostly is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layouts = (SELL, DENSE, "dense")
+        self.down = nn.ModuleList([Linear(layout, 40, 33, "silu") for layout in layouts])
+        self.up = nn.ModuleList([Linear(layout, 33, 40) for layout in layouts])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        gate = F.relu(x[..., :33] - 0.5)
+        inputs = gate * 2
+        down = [
+            OPS.active_linear(inputs, m.tensors, *m.fixed, 0.3, m.bias, m.activation, x)
+            for m in self.down
+        ]
+        up = [OPS.gated_linear(x, gate, m.tensors, *m.fixed, 0.3, m.bias) for m in self.up]
+        return (*down, *up)
 
 
 class Gates(nn.Module):
@@ -171,6 +194,7 @@ BOTH = {0: BATCH, 1: LENGTH}
 EXAMPLES = {
     "rows": Example(Rows, lambda b, s: (torch.randn(b, s, 40),)),
     "lanes": Example(Lanes, lambda b, s: (torch.randn(b, s, 40),)),
+    "active": Example(Active, lambda b, s: (torch.randn(b, s, 40),)),
     "gates": Example(Gates, lambda b, s: (torch.randn(b, s, 40),)),
     "attention": Example(
         Attention, lambda b, s: (torch.randn(b, s, 48), torch.rand(b, s) < 0.7), (BOTH, BOTH)

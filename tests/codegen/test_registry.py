@@ -28,7 +28,7 @@ def test_kernels_are_found_by_layout() -> None:
 
 
 def test_a_layout_without_kernels_is_refused() -> None:
-    known = r"'csr'; there are \['bitmap', 'dense', 'packed_dense', 'sell'"
+    known = r"'csr'; there are \['bitmap', 'dense', 'dense_columns', 'packed_dense', 'sell'"
     with pytest.raises(LookupError, match=known):
         linear_kernels(Csr(), 128)
 

@@ -1,9 +1,7 @@
 """The library, built once, and models of one operator with any operands."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,8 @@ import torch
 
 from sparsify import onnxruntime as ours
 from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS, OPSET, VERSION
+from tests.ops.domain import all_cases
+from tests.ops.domain.case import Case
 
 
 @pytest.fixture(scope="session")
@@ -22,18 +22,9 @@ def library() -> Path:
 
 
 @pytest.fixture(scope="session")
-def domain() -> ModuleType:
+def domain() -> list[Case]:
     """The cases of every operator of the domain, with what eager PyTorch makes of them."""
-    path = Path(__file__).parents[1] / "ops" / "test_onnx.py"
-    spec = importlib.util.spec_from_file_location("domain_cases", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return all_cases()
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,13 @@ import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from sparsify import onnxruntime as ours
+from tests.ops.domain.case import Case, compare, feeds_of, model_of
 
 pytestmark = pytest.mark.slow
 
@@ -75,16 +75,16 @@ def test_the_library_runs_in(
 
 
 @pytest.mark.isa("x86-avx2")
-def test_the_avx2_library_serves_the_whole_domain(domain: ModuleType) -> None:
+def test_the_avx2_library_serves_the_whole_domain(domain: list[Case]) -> None:
     import onnxruntime
 
     path = ours.library("x86-avx2")
-    for case in domain.CASES:
-        model = domain.model_of(case)
+    for case in domain:
+        model = model_of(case)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.register_custom_ops_library(str(path))
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        domain.compare(session.run(None, domain.feeds_of(case, model)), case)
+        compare(session.run(None, feeds_of(case, model)), case)

@@ -1,8 +1,5 @@
 """Every operator of the ONNX domain: its body passes the checker and equals the eager reference."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,191 +8,18 @@ import torch
 
 from sparsify.codegen.operators import CONVERTERS
 from sparsify.layouts.stats import exact_in_bfloat16
-from sparsify.ops import ACTIVATIONS, OPERATORS, PAGE
-from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS, OPSET, VERSION, OnnxOperator
-from sparsify.ops.onnx.attention import attention
-from sparsify.ops.onnx.gated import gated
-from sparsify.ops.onnx.kv_cache import APPEND, paged_attention
-from sparsify.ops.onnx.lanes import FROM_LANES, TO_LANES
+from sparsify.ops import OPERATORS
+from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS, VERSION
 from sparsify.ops.onnx.linear import WEIGHTS, linear
-from sparsify.ops.onnx.norm import LAYER, RMS
-from sparsify.ops.onnx.rotary import ROTARY
+from tests.ops.domain import all_cases
+from tests.ops.domain.case import IN, OUT, Case, compare, feeds_of, model_of
+from tests.ops.domain.linear import packed
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-TOKENS = [(1, 1), (3, 5), (2, 17)]
-OUT, IN = 7, 19
-HEADS, KV_HEADS, HEAD_DIM = 4, 2, 3
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call: inputs by port, attributes, and what each output must be."""
-
-    operator: OnnxOperator
-    inputs: dict[str, torch.Tensor]
-    attributes: dict[str, Any]
-    expected: tuple[torch.Tensor, ...]
-
-
-def call(name: str, *args: Any) -> torch.Tensor:
-    result: torch.Tensor = OPERATORS[name].overload(*args)
-    return result
-
-
-def packed(weight: torch.Tensor, storage: str) -> dict[str, torch.Tensor]:
-    """The tensors of a weight, element by element from the domain's description."""
-    nonzeros = [(r, c) for r, c in product(*map(range, weight.shape)) if weight[r, c]]
-    values = torch.tensor([float(weight[place]) for place in nonzeros])
-    if storage == "csr":
-        ends = [sum(r < row for r, _ in nonzeros) for row in range(weight.shape[0] + 1)]
-        columns = torch.tensor([c for _, c in nonzeros], dtype=torch.uint8)
-        offsets = torch.tensor(ends, dtype=torch.int32)
-        return {"values": values, "columns": columns, "row_offsets": offsets}
-    if storage == "bitmap":
-        bits = torch.zeros(weight.shape[0], -(-weight.shape[1] // 8), dtype=torch.uint8)
-        for r, c in nonzeros:
-            bits[r, c // 8] |= 1 << c % 8
-        return {"bits": bits, "values": values}
-    return {"weight": weight}
-
-
-def linear_cases() -> Iterator[Case]:
-    kinds = product(WEIGHTS, ACTIVATIONS, (False, True), (False, True))
-    for number, (storage, activation, bias, residual) in enumerate(kinds):
-        tokens = TOKENS[number % len(TOKENS)]
-        weight = torch.randn(OUT, IN) * (torch.rand(OUT, IN) < (0.4 if number % 5 else 0.0))
-        x, b, r = torch.randn(*tokens, IN), torch.randn(OUT), torch.randn(*tokens, OUT)
-        y = call(
-            "sparse_linear", x, [weight], "dense", OUT, IN,
-            b if bias else None, activation, r if residual else None,
-        )  # fmt: skip
-        inputs = {"x": x, **packed(weight, storage), "bias": b, "residual": r}
-        operator = linear(storage, activation, bias, residual)
-        attributes = {"in_features": IN, "out_features": OUT}
-        attributes |= {"storage": storage, "activation": activation}
-        yield Case(operator, of(operator, inputs), attributes, (y,))
-
-
-def of(operator: OnnxOperator, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {port.name: inputs[port.name] for port in operator.inputs}
-
-
-def row_cases() -> Iterator[Case]:
-    for tokens in TOKENS:
-        x, weight, bias = torch.randn(*tokens, IN) * 4 + 1, torch.rand(IN), torch.rand(IN)
-        for operator, kind in ((LAYER, "layer"), (RMS, "rms")):
-            shift = bias if kind == "layer" else None
-            y = call("fused_norm", x, weight, shift, 1e-3, kind)
-            inputs = of(operator, {"x": x, "weight": weight, "bias": bias})
-            yield Case(operator, inputs, {"epsilon": 1e-3}, (y,))
-        turns = {"x": x, "cos": torch.randn(*tokens, 4), "sin": torch.randn(*tokens, 4)}
-        y = call("rotary", *turns.values(), 2, 4)
-        yield Case(ROTARY, turns, {"heads": 2, "head_dim": 4}, (y,))
-        lanes = call("to_lanes", x)
-        yield Case(TO_LANES, {"x": x}, {}, (lanes,))
-        yield Case(FROM_LANES, {"x": lanes, "leading": torch.tensor(tokens)}, {}, (x,))
-        for activation in ACTIVATIONS:
-            x = torch.randn(*tokens, 2 * IN)
-            inputs = {"x": x}
-            y = call("gated", x, activation)
-            yield Case(gated(activation), inputs, {"activation": activation}, (y,))
-
-
-def attention_cases() -> Iterator[Case]:
-    for (batch, length), causal in product(TOKENS, (False, True)):
-        keys = length + 2
-        query, memory = torch.randn(batch, length, 13), torch.randn(batch, keys, 17)
-        seen = torch.rand(batch, 1, length, keys) > 0.4
-        seen[-1, :, 0] = False  # a query that sees nothing
-        masks = {
-            "none": [None],
-            "mask": [seen, torch.rand(1, HEADS, 1, keys) > 0.3],
-            "bias": [torch.randn(batch, HEADS, length, keys).masked_fill(~seen, -torch.inf)],
-        }
-        for mask_kind, mask in [(kind, mask) for kind, own in masks.items() for mask in own]:
-            operator = attention(mask_kind, causal)
-            attributes = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
-            attributes |= {"offsets": [1, 2, 8], "scale": 0.4}
-            args = (query, memory, memory, mask, HEADS, KV_HEADS, HEAD_DIM, [1, 2, 8], 0.4, causal)
-            inputs = {"query": query, "key": memory, "value": memory, "mask": mask}
-            yield Case(
-                operator, of(operator, inputs), attributes, (call("fused_attention", *args),)
-            )
-
-
-def cache_cases() -> Iterator[Case]:
-    for number, (batch, length) in enumerate(TOKENS):
-        width = -(-(length + 20) // PAGE)
-        total, layer = batch * width + 1, 1
-        cache = {
-            "keys": torch.randn(2, total, KV_HEADS, HEAD_DIM, PAGE),
-            "values": torch.randn(2, total, KV_HEADS, PAGE, HEAD_DIM),
-            "pages": torch.randperm(total)[: batch * width].int().reshape(batch, width),
-            "starts": torch.arange(batch) * 7 % 20,
-            "counts": length - torch.arange(batch) % (length + 1),
-        }
-        fresh = {"key": torch.randn(batch, length, 7), "value": torch.randn(batch, length, 9)}
-        inputs = of(APPEND, {**cache, **fresh})
-        after = {name: tensor.clone() for name, tensor in inputs.items()}
-        lengths = call("kv_append", *after.values(), layer, [1, 2])
-        expected = (after["keys"].clone(), after["values"].clone(), lengths)
-        yield Case(APPEND, inputs, {"layer": layer, "offsets": [1, 2]}, expected)
-        # A page that no sequence has may hold anything.
-        free = set(range(total)) - set(cache["pages"].flatten().tolist())
-        after["keys"][:, list(free)] = torch.nan
-        after["values"][:, list(free)] = torch.nan
-        for softcap in (0.0, 1.5):
-            operator, window = paged_attention(bool(softcap)), [0, 5, 1][number]
-            query = torch.randn(batch, length, 14)
-            operands = of(operator, {**after, "query": query, "lengths": lengths})
-            attributes = {"layer": layer, "heads": HEADS, "offset": 1, "scale": 0.4}
-            y = call("paged_attention", *operands.values(), *attributes.values(), window, softcap)
-            attributes |= {"window": window} | ({"softcap": softcap} if softcap else {})
-            yield Case(operator, operands, attributes, (y,))
-
-
-def all_cases() -> list[Case]:
-    torch.manual_seed(0)
-    return [*linear_cases(), *row_cases(), *attention_cases(), *cache_cases()]
-
-
 CASES = all_cases()
 PARAMETERS = [pytest.param(case, id=f"{case.operator.name}-{n}") for n, case in enumerate(CASES)]
-
-
-def model_of(case: Case) -> Any:
-    """A model of the one node, constant ports as initializers."""
-    helper = onnx.helper
-
-    def info(name: str, tensor: torch.Tensor) -> Any:
-        kind = helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
-        return helper.make_tensor_value_info(name, kind, [None] * tensor.dim())
-
-    ports = {port.name: port for port in case.operator.inputs}
-    node = helper.make_node(
-        case.operator.name,
-        list(ports),
-        [port.name for port in case.operator.outputs],
-        domain=DOMAIN,
-        **case.attributes,
-    )
-    constants = {n: t for n, t in case.inputs.items() if ports[n].constant}
-    graph = helper.make_graph(
-        [node],
-        "one",
-        [info(n, t) for n, t in case.inputs.items() if n not in constants],
-        [info(p.name, t) for p, t in zip(case.operator.outputs, case.expected, strict=True)],
-        [onnx.numpy_helper.from_array(t.numpy(), n) for n, t in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
-    functions = [case.operator.function()]
-    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
-
-
-def feeds_of(case: Case, model: Any) -> dict[str, np.ndarray]:
-    return {value.name: case.inputs[value.name].numpy() for value in model.graph.input}
 
 
 def session_of(model: Any, path: str = "") -> Any:
@@ -205,13 +29,6 @@ def session_of(model: Any, path: str = "") -> Any:
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-
-
-def compare(found: list[np.ndarray], case: Case) -> None:
-    for array, expected in zip(found, case.expected, strict=True):
-        torch.testing.assert_close(
-            torch.from_numpy(array), expected, atol=1e-5, rtol=1e-5, equal_nan=True
-        )
 
 
 def test_every_operator_of_the_domain_has_cases() -> None:

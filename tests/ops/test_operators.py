@@ -1,9 +1,6 @@
 """Every operator: schema, fake kernel and eager reference agree, and lanes equal rows."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
@@ -12,301 +9,15 @@ from torch.nn import functional as F
 from sparsify import ops
 from sparsify.layouts import LANES, parse
 from sparsify.ops import ACTIVATIONS, OPERATORS
+from tests.ops.eager import all_cases
+from tests.ops.eager.case import IN, OUT, TOKENS
+from tests.ops.eager.kv_cache import LAYER, Cache
+from tests.ops.eager.linear import LAYOUTS
 
-LAYOUTS = ["csr", "dense", "packed_dense{rows=6}", "sell{rows=4,k_block=8,window=8}"]
-TOKENS = [(1, 1), (3, 5), (2, 8), (1, 16), (5, 7)]
-OUT, IN = 7, 9
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call: operator, operands, what it must return, and what it must write, by position."""
-
-    operator: str
-    args: tuple[Any, ...]
-    expected: torch.Tensor
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    label: str = ""
-    written: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def own_args(self) -> tuple[Any, ...]:
-        """The operands, with copies of those that the operator writes."""
-        return tuple(a.clone() if i in self.written else a for i, a in enumerate(self.args))
-
-
-def linear_cases(lanes: bool) -> list[Case]:
-    generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(OUT, IN, generator=generator)
-    weight *= torch.rand(OUT, IN, generator=generator) < 0.4
-    bias = torch.randn(OUT, generator=generator)
-    cases = []
-    for number, tokens in enumerate(TOKENS):
-        x = torch.randn(*tokens, IN, generator=generator)
-        residual = torch.randn(*tokens, OUT, generator=generator)
-        layout = LAYOUTS[number % len(LAYOUTS)]
-        activation = list(ACTIVATIONS)[number % len(ACTIVATIONS)]
-        packed = parse(layout).pack(weight)
-        tensors = [packed[name] for name in parse(layout).tensors]
-        y = F.linear(x, weight, bias if number % 2 else None)
-        y = ACTIVATIONS[activation](y) + residual
-        operands = (
-            (ops.to_lanes.reference(x) if lanes else x),
-            tensors,
-            layout,
-            OUT,
-            IN,
-            bias if number % 2 else None,
-            activation,
-            ops.to_lanes.reference(residual) if lanes else residual,
-            lanes,
-        )
-        cases.append(Case("sparse_linear", operands, in_form(y, lanes), label=f"{layout}-{tokens}"))
-    return cases
-
-
-def norm_cases(lanes: bool) -> list[Case]:
-    cases = []
-    for tokens in TOKENS:
-        for kind in ("layer", "rms"):
-            x = torch.randn(*tokens, IN) * 4 + 1
-            weight, bias = torch.rand(IN), torch.rand(IN) if kind == "layer" else None
-            if kind == "layer":
-                y = F.layer_norm(x, (IN,), weight, bias, 1e-3)
-            else:
-                y = x / (x.double().pow(2).mean(-1, keepdim=True) + 1e-3).sqrt().float() * weight
-            x = ops.to_lanes.reference(x) if lanes else x
-            args = (x, weight, bias, 1e-3, kind, lanes)
-            cases.append(Case("fused_norm", args, in_form(y, lanes), label=f"{kind}-{tokens}"))
-    return cases
-
-
-def attention_cases(lanes: bool) -> list[Case]:
-    cases = []
-    for number, (batch, length) in enumerate(TOKENS):
-        keys = length + 3 * (number % 2)
-        causal = number == 2
-        query, memory = torch.randn(batch, length, 13), torch.randn(batch, keys, 17)
-        masks = [
-            None,
-            torch.rand(batch, 1, 1, keys) > 0.3,
-            torch.randn(batch, 4, length, keys),
-            torch.randn(1, 1, length, keys),
-        ]
-        mask = masks[number % len(masks)]
-        if mask is not None and mask.dtype == torch.bool:
-            mask[..., 0] = True
-        offsets, scale = [1, 2, 8], 0.4
-        y = attention(query, memory, mask, offsets, scale, causal)
-        extents = [batch, length, keys] if lanes else []
-        if lanes:
-            query, memory = ops.to_lanes.reference(query), ops.to_lanes.reference(memory)
-        args = (query, memory, memory, mask, 4, 2, 3, offsets, scale, causal, extents)
-        label = f"{batch}x{length}x{keys}"
-        cases.append(Case("fused_attention", args, in_form(y, lanes), label=label))
-    return cases
-
-
-def attention(query, memory, mask, offsets, scale, causal):
-    """Head by head in float64: 4 query heads of 3 features over 2 key heads."""
-    heads = []
-    for head in range(4):
-        q = query[..., offsets[0] + head * 3 :][..., :3].double()
-        k = memory[..., offsets[1] + head // 2 * 3 :][..., :3].double()
-        v = memory[..., offsets[2] + head // 2 * 3 :][..., :3].double()
-        scores = q @ k.mT * scale
-        if mask is not None:
-            own = mask.expand(query.shape[0], 4, *scores.shape[1:])[:, head]
-            scores = (
-                scores.masked_fill(~own, -math.inf) if own.dtype == torch.bool else scores + own
-            )
-        if causal:
-            hidden = torch.arange(scores.shape[2]) > torch.arange(scores.shape[1])[:, None]
-            scores = scores.masked_fill(hidden, -math.inf)
-        heads.append(scores.softmax(-1) @ v)
-    return torch.cat(heads, -1).float()
-
-
-def rotary_cases(lanes: bool) -> list[Case]:
-    """Two heads of 4 features turned as complex numbers; the feature behind them is copied."""
-    cases = []
-    for tokens in TOKENS:
-        x, angle = torch.randn(*tokens, IN), torch.randn(*tokens, 2)
-        cos, sin = (f(torch.cat((angle, angle), -1)) for f in (torch.cos, torch.sin))
-        turn = torch.polar(torch.ones_like(angle).double(), angle.double()).unsqueeze(-2)
-        heads = x[..., :8].double().unflatten(-1, (2, 2, 2))
-        turned = torch.complex(heads[..., 0, :], heads[..., 1, :]) * turn
-        y = torch.cat((turned.real, turned.imag), -1).flatten(-2).float()
-        y = torch.cat((y, x[..., 8:]), -1)
-        operands = (x, cos, sin)
-        if lanes:
-            operands = tuple(ops.to_lanes.reference(t) for t in operands)
-        args = (*operands, 2, 4, lanes)
-        cases.append(Case("rotary", args, in_form(y, lanes), label=str(tokens)))
-    return cases
-
-
-def gated_cases(lanes: bool) -> list[Case]:
-    cases = []
-    for number, tokens in enumerate(TOKENS):
-        x = torch.randn(*tokens, 2 * IN)
-        activation = list(ACTIVATIONS)[number]
-        y = ACTIVATIONS[activation](x[..., :IN].double()) * x[..., IN:].double()
-        args = (ops.to_lanes.reference(x) if lanes else x, activation, lanes)
-        cases.append(Case("gated", args, in_form(y.float(), lanes), label=f"{activation}-{tokens}"))
-    return cases
-
-
-KV_HEADS, HEAD_DIM, LAYERS, LAYER = 2, 3, 2, 1
-
-
-@dataclass(frozen=True)
-class Cache:
-    """A paged cache with pages in any order, and what each row of it holds."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    pages: torch.Tensor
-    starts: torch.Tensor
-    counts: torch.Tensor
-
-    @classmethod
-    def random(cls, batch: int, length: int) -> "Cache":
-        width = -(-(length + 20) // ops.PAGE)
-        number = batch * width + 1
-        pages = torch.randperm(number)[: batch * width].to(torch.int32).reshape(batch, width)
-        keys = torch.randn(LAYERS, number, KV_HEADS, HEAD_DIM, ops.PAGE)
-        values = torch.randn(LAYERS, number, KV_HEADS, ops.PAGE, HEAD_DIM)
-        starts = torch.arange(batch) * 7 % 20
-        counts = length - torch.arange(batch) % (length + 1)
-        return cls(keys, values, pages, starts, counts)
-
-    def at(self, row: int, position: int, head: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Key and value of one token: views of the cache."""
-        page, slot = int(self.pages[row, position // ops.PAGE]), position % ops.PAGE
-        return self.keys[LAYER, page, head, :, slot], self.values[LAYER, page, head, slot]
-
-
-def append_cases(lanes: bool) -> list[Case]:
-    cases = []
-    for batch, length in TOKENS:
-        cache = Cache.random(batch, length)
-        key, value = torch.randn(batch, length, 7), torch.randn(batch, length, 9)
-        offsets = [1, 2]
-        after = Cache(cache.keys.clone(), cache.values.clone(), *tuple_of(cache)[2:])
-        for row in range(batch):
-            for token in range(int(cache.counts[row])):
-                for head in range(KV_HEADS):
-                    k, v = after.at(row, int(cache.starts[row]) + token, head)
-                    k.copy_(key[row, token, 1 + head * HEAD_DIM :][:HEAD_DIM])
-                    v.copy_(value[row, token, 2 + head * HEAD_DIM :][:HEAD_DIM])
-        if lanes:
-            key, value = ops.to_lanes.reference(key), ops.to_lanes.reference(value)
-        args = (
-            *(cache.keys, cache.values, key, value, cache.pages, cache.starts, cache.counts),
-            *(LAYER, offsets, [batch, length] if lanes else []),
-        )
-        cases.append(
-            Case(
-                "kv_append",
-                args,
-                cache.starts + cache.counts,
-                label=f"{batch}x{length}",
-                written={0: after.keys, 1: after.values},
-            )
-        )
-    return cases
-
-
-def tuple_of(cache: Cache) -> tuple[torch.Tensor, ...]:
-    return (cache.keys, cache.values, cache.pages, cache.starts, cache.counts)
-
-
-def paged_cases(lanes: bool) -> list[Case]:
-    cases = []
-    for number, (batch, length) in enumerate(TOKENS):
-        cache = Cache.random(batch, length)
-        window, softcap = [0, 5, 1, 0, 3][number], [0.0, 0.0, 2.0, 1.5, 0.0][number]
-        query, heads, offset, scale = torch.randn(batch, length, 14), 4, 1, 0.4
-        y = torch.zeros(batch, length, heads, HEAD_DIM)
-        for row in range(batch):
-            for token in range(int(cache.counts[row])):
-                for head in range(heads):
-                    q = query[row, token, offset + head * HEAD_DIM :][:HEAD_DIM]
-                    y[row, token, head] = attend(
-                        cache, row, token, head // 2, q, scale, window, softcap
-                    )
-        if lanes:
-            query = ops.to_lanes.reference(query)
-        args = (
-            *(query, cache.keys, cache.values, cache.pages, cache.starts + cache.counts),
-            *(cache.counts, LAYER, heads, offset, scale, window, softcap),
-            [batch, length] if lanes else [],
-        )
-        label = f"{batch}x{length}-{window}-{softcap}"
-        cases.append(Case("paged_attention", args, in_form(y.flatten(2), lanes), label=label))
-    return cases
-
-
-def attend(cache, row, token, head, query, scale, window, softcap):
-    """One query over the cache, position by position, in float64."""
-    here = int(cache.starts[row]) + token
-    first = max(0, here - window + 1) if window else 0
-    found = [cache.at(row, position, head) for position in range(first, here + 1)]
-    scores = torch.stack([query.double() @ k.double() for k, _ in found]) * scale
-    if softcap:
-        scores = (scores / softcap).tanh() * softcap
-    return (scores.softmax(0)[:, None] * torch.stack([v.double() for _, v in found])).sum(0)
-
-
-def lane_cases(lanes: bool) -> list[Case]:
-    cases = []
-    for tokens in [*TOKENS, (), (4,), (2, 3, 4)]:
-        x = torch.randn(*tokens, IN)
-        if lanes:
-            cases.append(Case("to_lanes", (x,), by_hand(x), label=str(tokens)))
-        else:
-            packed = by_hand(x)
-            packed = torch.where(packed == 0, torch.nan, packed)
-            cases.append(Case("from_lanes", (packed, list(tokens)), x, label=str(tokens)))
-    return cases
-
-
-def by_hand(x: torch.Tensor) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    lanes = torch.zeros(-(-len(rows) // LANES), x.shape[-1], LANES)
-    for token, row in enumerate(rows):
-        lanes[token // LANES, :, token % LANES] = row
-    return lanes
-
-
-def in_form(y: torch.Tensor, lanes: bool) -> torch.Tensor:
-    return by_hand(y) if lanes else y
-
-
-BUILDERS: list[Callable[[bool], list[Case]]] = [
-    linear_cases,
-    norm_cases,
-    attention_cases,
-    rotary_cases,
-    gated_cases,
-    append_cases,
-    paged_cases,
-    lane_cases,
+CASES = [
+    pytest.param(case, id=f"{case.operator}-{case.label}-{'lanes' if lanes else 'rows'}")
+    for case, lanes in all_cases()
 ]
-
-
-def all_cases() -> list[Any]:
-    torch.manual_seed(0)
-    found = [
-        (case, lanes) for build in BUILDERS for lanes in (False, True) for case in build(lanes)
-    ]
-    return [
-        pytest.param(c, id=f"{c.operator}-{c.label}-{'lanes' if lanes else 'rows'}")
-        for c, lanes in found
-    ]
-
-
-CASES = all_cases()
 
 
 def test_every_operator_has_cases():
@@ -317,13 +28,18 @@ def test_every_operator_has_cases():
 def test_result(case):
     """The unused lanes of the last group may hold anything; they are not compared."""
     args = case.own_args()
-    found = OPERATORS[case.operator].overload(*args, **case.kwargs)
-    assert found.is_contiguous()
+    results = in_tuple(OPERATORS[case.operator].overload(*args, **case.kwargs))
     for position, expected in case.written.items():
         assert torch.equal(args[position], expected)
-    known = case.expected != 0
-    torch.testing.assert_close(found[known], case.expected[known], atol=1e-5, rtol=1e-5)
-    assert found.shape == case.expected.shape
+    for found, expected in zip(results, in_tuple(case.expected), strict=True):
+        assert found.is_contiguous() and found.dtype == expected.dtype
+        known = expected != 0
+        torch.testing.assert_close(found[known], expected[known], atol=1e-5, rtol=1e-5)
+        assert found.shape == expected.shape
+
+
+def in_tuple(results):
+    return results if isinstance(results, tuple) else (results,)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -334,7 +50,8 @@ def test_fake_kernel(case):
     with FakeTensorMode() as mode:
         as_fake = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, case.args)
         fake = OPERATORS[case.operator].overload(*as_fake)
-    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+    for f, r in zip(in_tuple(fake), in_tuple(real), strict=True):
+        assert (f.shape, f.dtype, f.stride()) == (r.shape, r.dtype, r.stride())
 
 
 @pytest.mark.parametrize("name", list(OPERATORS))
@@ -438,3 +155,23 @@ def test_garbage_in_unused_lanes_stays_there():
         return torch.ops.sparsify.from_lanes(y, [batch, length])
 
     torch.testing.assert_close(through(dirty), through(clean))
+
+
+def test_linears_of_active_features_refuse_what_does_not_fit():
+    with torch._subclasses.fake_tensor.FakeTensorMode() as mode:
+        x, weight, gate = map(mode.from_tensor, map(torch.randn, ((3, IN), (OUT, IN), (3, OUT))))
+        wide = mode.from_tensor(torch.randn(3, IN + 1))
+        with pytest.raises(RuntimeError, match=r"active_linear: x has 10 features"):
+            torch.ops.sparsify.active_linear(wide, [weight], "dense", OUT, IN, 0.5)
+        with pytest.raises(RuntimeError, match=r"active=1.5 is no share between 0 and 1"):
+            torch.ops.sparsify.active_linear(x, [weight], "dense", OUT, IN, 1.5)
+        with pytest.raises(RuntimeError, match=r"the gate has extent 9, the result 7"):
+            torch.ops.sparsify.gated_linear(x, x, [weight], "dense", OUT, IN, 0.5)
+        with pytest.raises(RuntimeError, match=r"the gate has shape \(3,\), the result \(3, 7\)"):
+            torch.ops.sparsify.gated_linear(x, gate[:, 0], [weight], "dense", OUT, IN, 0.5)
+
+
+def test_the_union_of_tokens_grows_with_them():
+    assert ops.union_share(0.1, 1) == pytest.approx(0.1)
+    assert ops.union_share(0.1, 8) == pytest.approx(1 - 0.9**8)
+    assert ops.union_share(0.0, 16) == 0 and ops.union_share(1.0, 1) == 1

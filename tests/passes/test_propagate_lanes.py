@@ -3,8 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 from torch.nn import functional as F
 
+from sparsify.frontend.normalise import normalise
+from sparsify.passes import run_pipeline
 from sparsify.passes.fuse_attention import FuseAttention
 from sparsify.passes.fuse_epilogue import FuseEpilogue
 from sparsify.passes.fuse_norm import FuseNorm
@@ -196,6 +199,26 @@ def test_a_vector_input_without_tokens(import_model, apply, same_results, target
     result = apply(import_model(model, torch.randn(6)), *BEFORE, PropagateLanes())
     assert conversions(targets(result.programs["forward"])) == (0, 0)
     same_results(model, result.programs["forward"], [(torch.randn(6),)])
+
+
+def test_a_vector_whose_size_export_has_fixed(targets):
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return self.b(F.relu(self.a(x)) * scale)
+
+    model, inputs = Scaled().eval(), (torch.randn(20, 6), torch.randn(8))
+    exported = torch.export.export(
+        model, inputs, dynamic_shapes={"x": {0: Dim.DYNAMIC}, "scale": {0: Dim.AUTO}}
+    )
+    result = run_pipeline(normalise(exported), (*BEFORE, PropagateLanes()), verify="numeric")
+    program = result.programs["forward"]
+    (column,) = (n for n in program.graph.nodes if "reshape" in str(n.target))
+    assert list(map(type, column.args[1])) == [int, int]
+    assert conversions(targets(program)) == (1, 1)
 
 
 class Attention(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -83,12 +83,20 @@ class OnnxSummary:
         )
 
 
-def export(program: Program, report: Report, path: Path, *, standard: bool = False) -> OnnxSummary:
+def export(
+    program: Program,
+    report: Report,
+    path: Path,
+    *,
+    standard: bool = False,
+    inputs: Mapping[str, str] | None = None,
+) -> OnnxSummary:
     """Writes a portable program as ONNX, opset 18.
 
     Args:
         report: the decisions that nodes show in their metadata.
         standard: write no operator of ours, and dense weights.
+        inputs: what inputs are called in the file, where not like the program's arguments.
 
     Raises:
         ValueError: operators that cannot be exported, all by name.
@@ -97,14 +105,14 @@ def export(program: Program, report: Report, path: Path, *, standard: bool = Fal
     """
     _require_onnx()
     files.check(path)
-    model, weights = build(program, report, standard=standard)
+    model, weights = build(program, report, standard=standard, inputs=inputs or {})
     nbytes = files.write(model, path)
     nodes = Counter(f"{n.domain}.{n.op_type}".lstrip(".") for n in model.graph)
     return OnnxSummary(nbytes, dict(nodes), weights)
 
 
 def build(
-    program: Program, report: Report, *, standard: bool = False
+    program: Program, report: Report, *, standard: bool, inputs: Mapping[str, str]
 ) -> tuple[ir.Model, dict[str, StoredWeight]]:
     """The model that `export` writes, and what its weights were stored as."""
     from onnxscript import optimizer
@@ -114,6 +122,8 @@ def build(
         model = _translate(exported)
         stored = store_weights(model, dense=standard)
         sites = name_nodes(model)
+        for value in model.graph.inputs:
+            value.name = inputs.get(value.name, value.name)
         name_outputs(model, program.exported, states)
         name_dimensions(model)
         describe(sites, stored, report)

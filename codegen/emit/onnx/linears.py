@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING
 
 from sparsify.codegen.emit.onnx.weights import StoredWeight, smallest
 from sparsify.layouts import parse
+from sparsify.ops import LINEARS, OPERATORS
 from sparsify.ops.onnx import DOMAIN, ONNX_OPERATORS
-from sparsify.ops.onnx.linear import WEIGHTS, Storage, linear
+from sparsify.ops.onnx.linear import WEIGHTS, Storage
+from sparsify.ops.onnx.schema import camel
 
 if TYPE_CHECKING:
     from onnxscript import ir
+
+
+_FAMILIES = frozenset(name for name, made in OPERATORS.items() if made.overload in LINEARS)
 
 
 def store_weights(model: ir.Model, *, dense: bool = False) -> dict[ir.Node, StoredWeight]:
@@ -27,7 +32,7 @@ def store_weights(model: ir.Model, *, dense: bool = False) -> dict[ir.Node, Stor
     stored = {}
     for node in list(model.graph):
         operator = ONNX_OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
-        if operator is None or operator.family != "sparse_linear":
+        if operator is None or operator.family not in _FAMILIES:
             continue
         values = tuple(node.inputs[1 : 1 + len(WEIGHTS[_storage(node)])])
         if values not in known:
@@ -80,15 +85,9 @@ def _initializers(
 def _with_weight(node: ir.Node, weight: StoredWeight, tensors: list[ir.Value]) -> ir.Node:
     from onnxscript import ir
 
-    rest = node.inputs[1 + len(WEIGHTS[_storage(node)]) :]
-    operator = ONNX_OPERATORS[node.op_type]
-    names = [port.name for port in operator.inputs]
-    kind = linear(
-        weight.storage,
-        node.attributes["activation"].as_string(),
-        "bias" in names,
-        "residual" in names,
-    )
+    before = _storage(node)
+    rest = node.inputs[1 + len(WEIGHTS[before]) :]
+    kind = ONNX_OPERATORS[node.op_type.replace(camel(before), camel(weight.storage), 1)]
     new = ir.Node(
         node.domain,
         kind.name,

@@ -104,8 +104,11 @@ def _few_tokens(table: Table, isa: Isa, sell_rows: int) -> None:
 
 def _attention(table: Table, isa: Isa) -> None:
     masks: tuple[Mask, ...] = ("none", "keys", "queries")
-    kernels = (GeneralAttention(isa, mask, query_vectors(isa)) for mask in masks)
-    table.define("Kernel *const attention_kernels[3]", table.symbols(kernels))
+    vectors = query_vectors(isa)
+    kernels = (
+        GeneralAttention(isa, mask, vectors, listed) for listed in (False, True) for mask in masks
+    )
+    table.define("Kernel *const attention_kernels[6]", table.symbols(kernels))
     prepare = (AttentionMask(MaskShape(True, True, True), dtype) for dtype in ("bool", "float32"))
     table.define("Kernel *const mask_kernels[2]", table.symbols(prepare))
     # Wide tiles of 16 tokens are lanes.

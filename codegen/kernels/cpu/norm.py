@@ -6,7 +6,6 @@ whose lanes are added up last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from sparsify.codegen.kernels.cpu.math import Vector
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     LaneTile,
-    Registers,
     Tensor,
     along,
     arguments,
@@ -25,18 +23,14 @@ from sparsify.codegen.kernels.cpu.simd import (
     in_name,
     load,
     prim_func,
-    reduce_lanes,
-    remainder,
     share,
     splat,
     store,
     symbol,
     tiled_tasks,
 )
+from sparsify.codegen.kernels.cpu.sums import sum_in_lanes, sum_of_row
 from sparsify.layouts import LANES
-
-_PARTIAL_SUMS = 4
-"""Independent sums, so that additions do not wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,11 @@ class Norm:
         )
 
     def _mean(self, x: Expr, base: Expr) -> Expr:
-        total = self._sum(lambda feature: load(x, base + feature * LANES, self.isa.vector))
+        total = sum_in_lanes(
+            self.isa,
+            self.features,
+            lambda feature: load(x, base + feature * LANES, self.isa.vector),
+        )
         return bind(total * splat(1.0 / self.features, self.isa.vector))
 
     def _inverse_deviation(self, x: Expr, base: Expr, mean: Expr | None) -> Expr:
@@ -97,26 +95,10 @@ class Norm:
             value = bind(value if mean is None else value - mean)
             return value * value
 
-        variance = Vector(self._sum(square), self.isa.vector, self.isa).fma(
+        variance = Vector(sum_in_lanes(self.isa, self.features, square), self.isa.vector).fma(
             1.0 / self.features, self.epsilon
         )
         return variance.call("llvm.sqrt").rdiv(1.0).value
-
-    def _sum(self, term: Any) -> Expr:
-        width = self.isa.vector
-        partial = Registers(_PARTIAL_SUMS, width)
-        for i in range(_PARTIAL_SUMS):
-            partial[i] = splat(0.0, width)
-        whole = self.features // _PARTIAL_SUMS
-        with T.serial(T.int64(whole)) as step:
-            for i in range(_PARTIAL_SUMS):
-                partial[i] = partial[i] + term(step * _PARTIAL_SUMS + i)
-        for i in range(self.features % _PARTIAL_SUMS):
-            partial[i] = partial[i] + term(T.int64(whole * _PARTIAL_SUMS + i))
-        total = partial[0]
-        for i in range(1, _PARTIAL_SUMS):
-            total = total + partial[i]
-        return bind(total)
 
 
 class RowNorm(Norm):
@@ -153,7 +135,7 @@ class RowNorm(Norm):
         return result[0]
 
     def _row_mean(self, x: Expr, base: Expr) -> Expr:
-        total = self._row_sum(lambda at, width: load(x, base + at, width))
+        total = sum_of_row(self.isa, self.features, lambda at, width: load(x, base + at, width))
         return bind(total * T.float32(1.0 / self.features))
 
     def _row_scale(self, x: Expr, base: Expr, mean: Expr | None) -> Expr:
@@ -162,27 +144,7 @@ class RowNorm(Norm):
             value = bind(value if mean is None else value - splat(mean, width))
             return value * value
 
-        variance = Vector(self._row_sum(square), 1, self.isa).fma(1.0 / self.features, self.epsilon)
+        variance = Vector(sum_of_row(self.isa, self.features, square), 1).fma(
+            1.0 / self.features, self.epsilon
+        )
         return variance.call("llvm.sqrt").rdiv(1.0).value
-
-    def _row_sum(self, term: Callable[[Expr, int], Expr]) -> Expr:
-        width = self.isa.vector
-        partial = Registers(_PARTIAL_SUMS, width)
-        for i in range(_PARTIAL_SUMS):
-            partial[i] = splat(0.0, width)
-        steps, rest = divmod(self.features // width, _PARTIAL_SUMS)
-        with T.serial(T.int64(steps)) as step:
-            for i in range(_PARTIAL_SUMS):
-                partial[i] = partial[i] + term(bind((step * _PARTIAL_SUMS + i) * width), width)
-        for i in range(rest):
-            at = T.int64((steps * _PARTIAL_SUMS + i) * width)
-            partial[i] = partial[i] + term(at, width)
-        vectors = bind(sum((partial[i] for i in range(1, _PARTIAL_SUMS)), partial[0]))
-        total = reduce_lanes(vectors, width, _plus)
-        for offset, narrow in remainder(self.features, width):
-            total = total + reduce_lanes(bind(term(T.int64(offset), narrow)), narrow, _plus)
-        return bind(total)
-
-
-def _plus(a: Expr, b: Expr) -> Expr:
-    return a + b

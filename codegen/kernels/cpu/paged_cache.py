@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.math import LOG2E, Vector, tanh
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Integer,
@@ -20,7 +20,6 @@ from sparsify.codegen.kernels.cpu.simd import (
     arguments,
     bind,
     i64,
-    in_name,
     require,
     store,
     symbol,
@@ -37,11 +36,12 @@ class CacheOperands:
     Attributes:
         batch, table: extents of the page table: sequences, and pages of each.
         tensors: the parameters ``keys, values, pages``, to be declared by the kernel.
+        bounds: the least and the largest keys of pages, for kernels that take them.
     """
 
     def __init__(self, kernel: str, kv_heads: int, head_dim: int) -> None:
         self._kernel = kernel
-        self._kv_heads, self._block = kv_heads, head_dim * PAGE
+        self._kv_heads, self._head_dim = kv_heads, head_dim
         self._layers, self._pool = symbol(), symbol()
         self.batch, self.table = symbol(), symbol()
         leading = (self._layers, self._pool, kv_heads)
@@ -50,24 +50,28 @@ class CacheOperands:
             Tensor("values", (*leading, PAGE, head_dim)),
             Tensor("pages", (self.batch, self.table), "int32"),
         )
+        self.bounds = Tensor("bounds", (*leading, 2, head_dim))
 
-    def declare_reading(self, query: Tensor, y: Tensor) -> tuple[Expr, ...]:
+    def declare_reading(
+        self, query: Tensor, y: Tensor, selected: Tensor | None = None
+    ) -> tuple[Expr, ...]:
         """The parameters of an attention over the cache.
 
-        ``(query, keys, values, pages, lengths, counts, layer, length, y)``; all are returned but
-        the page table and the layer, which are taken.
+        ``(query, keys, values, pages, lengths, counts[, selected], layer, length, y)``; all are
+        returned but the page table and the layer, which are taken.
         """
-        declared, keys, values, pages, lengths, counts, layer, length, out = arguments(
+        declared, keys, values, pages, lengths, counts, chosen, layer, length, out = arguments(
             query,
             *self.tensors,
             Tensor("lengths", (self.batch,), "int64"),
             Tensor("counts", (self.batch,), "int64"),
+            selected,
             Integer("layer"),
             Integer("length"),
             y,
         )
         self.bind(pages, layer)
-        return declared, keys, values, lengths, counts, length, out
+        return declared, keys, values, lengths, counts, chosen, length, out
 
     def bind(self, pages: Expr, layer: Expr) -> None:
         """Takes the declared page table and the layer."""
@@ -75,8 +79,15 @@ class CacheOperands:
 
     def block(self, sequence: Expr, page: Expr, head: Expr) -> Expr:
         """Offset of one head's keys, and of its values, in a page of a sequence."""
+        return self._place(sequence, page, head) * (self._head_dim * PAGE)
+
+    def bounds_at(self, sequence: Expr, page: Expr, head: Expr) -> Expr:
+        """Offset of the least keys of a page's head; the largest lie behind them."""
+        return self._place(sequence, page, head) * (2 * self._head_dim)
+
+    def _place(self, sequence: Expr, page: Expr, head: Expr) -> Expr:
         place = i64(self._pages[sequence * self.table + page])
-        return ((self._layer * self._pool + place) * self._kv_heads + head) * self._block
+        return (self._layer * self._pool + place) * self._kv_heads + head
 
     def check_layer(self) -> None:
         inside = T.And(self._layer >= 0, self._layer < self._layers)
@@ -138,37 +149,8 @@ def page_count(tokens: Expr) -> Expr:
     return T.floordiv(tokens + (PAGE - 1), PAGE)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """How scores are made of products, in the domain of exp2, and which keys a query sees.
-
-    Attributes:
-        window: a query sees the last ``window`` keys up to its own; 0: all of them.
-        softcap: scores ``s`` become ``softcap * tanh(s / softcap)``; 0: they stay as they are.
-    """
-
-    scale: float
-    window: int
-    softcap: float
-
-    @property
-    def name(self) -> str:
-        return f"s{in_name(self.scale)}_w{self.window}_c{in_name(self.softcap)}"
-
-    @property
-    def factor(self) -> float:
-        """What queries are multiplied by before the products."""
-        return self.scale / self.softcap if self.softcap else self.scale * LOG2E
-
-    def value(self, product: Expr, width: int, isa: Isa) -> Expr:
-        """The score of such a query's product with a key."""
-        if not self.softcap:
-            return product
-        return (tanh(Vector(product, width, isa)) * (self.softcap * LOG2E)).value
-
-    def lowest(self, position: Expr) -> Expr:
-        """The first key that the query at ``position`` sees."""
-        return T.max(position - (self.window - 1), T.int64(0)) if self.window else T.int64(0)
+WHOLE = Scores(1.0, 0, 0.0)
+"""Of kernels that look at all keys and make no scores."""
 
 
 @dataclass(frozen=True)

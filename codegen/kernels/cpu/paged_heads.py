@@ -18,12 +18,7 @@ from collections.abc import Callable
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.kernels.cpu.math import Vector, exp2
-from sparsify.codegen.kernels.cpu.paged_cache import (
-    PAGE,
-    CacheOperands,
-    PagedAttention,
-    page_count,
-)
+from sparsify.codegen.kernels.cpu.paged_cache import PAGE, PagedAttention, page_count
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Registers,
@@ -56,25 +51,30 @@ class QueryHeads:
         maximum, sum: float32 ``[group]``: of the scores so far, and of their weights.
     """
 
-    def __init__(
-        self, spec: PagedAttention, cache: CacheOperands, query: Expr, keys: Expr, values: Expr
-    ) -> None:
-        self.spec, self.cache = spec, cache
+    def __init__(self, spec: PagedAttention, query: Expr, keys: Expr, values: Expr) -> None:
+        self.spec = spec
         self.query, self.keys, self.values = query, keys, values
         self.width = spec.isa.vector
         self.group = spec.heads // spec.kv_heads
 
     def begin(
-        self, sequence: Expr, head: Expr, source: Expr, low: Expr, high: Expr, end: Expr
+        self,
+        block: Callable[[Expr], Expr],
+        head: Expr,
+        source: Expr,
+        low: Expr,
+        high: Expr,
+        end: Expr,
     ) -> None:
         """Reads the queries of key head ``head`` of a sequence; nothing is seen yet.
 
         Args:
+            block: offset of the head's keys, and of its values, in a page.
             source: where head 0 of the queries begins.
             low, high: the keys that are seen: from ``low``, before ``high``.
             end: of the sequence; what comes before it is prefetched.
         """
-        self.sequence, self.head, self.low, self.high = sequence, head, low, high
+        self.block, self.head, self.low, self.high = block, head, low, high
         self.last = bind(T.max(page_count(end) - 1, T.int64(0)))
         count = self.group * self.spec.head_dim
         self.q = T.alloc_buffer((count,), "float32", scope="local")
@@ -100,21 +100,12 @@ class QueryHeads:
         places = T.alloc_buffer((2 * BLOCK,), "int64", scope="global")
         for i in range(2 * BLOCK):
             inside = bind(T.min(page + i, self.last))
-            store(places, i, self.cache.block(self.sequence, inside, self.head), 1)
+            store(places, i, self.block(inside), 1)
         position = bind(page * PAGE)
-        self._each_heads(lambda head, heads: self._multiply(places, head, heads))
+        each_heads(self.group, lambda head, heads: self._multiply(places, head, heads))
         with T.serial(T.int64(self.group)) as head:
             self._softmax(position, head)
-        self._each_heads(lambda head, heads: self._accumulate(position, places, head, heads))
-
-    def _each_heads(self, body: Callable[[Expr, int], None]) -> None:
-        """Runs ``body(first head, heads)`` over the query heads, as many as share a load."""
-        whole, rest = divmod(self.group, _SHARED)
-        if whole:
-            with T.serial(T.int64(whole)) as step:
-                body(bind(step * _SHARED), _SHARED)
-        if rest:
-            body(T.int64(whole * _SHARED), rest)
+        each_heads(self.group, lambda head, heads: self._accumulate(position, places, head, heads))
 
     def _multiply(self, places: Expr, head: Expr, heads: int) -> None:
         """Products of a block's keys with the query."""
@@ -234,6 +225,16 @@ class QueryHeads:
         for h in range(heads):
             for v in range(vectors):
                 store(self.out, out[h] + v * width, total[h * vectors + v], width)
+
+
+def each_heads(group: int, body: Callable[[Expr, int], None]) -> None:
+    """Runs ``body(first head, heads)`` over the query heads, as many as share a load."""
+    whole, rest = divmod(group, _SHARED)
+    if whole:
+        with T.serial(T.int64(whole)) as step:
+            body(bind(step * _SHARED), _SHARED)
+    if rest:
+        body(T.int64(whole * _SHARED), rest)
 
 
 def _power_of_two(limit: int, most: int) -> int:

@@ -72,9 +72,48 @@ class GatedSell:
         return _Gated(self).build()
 
 
-class _Gated(SellTiles):
-    """A task's sums: a window of the gate, then the same window of up."""
+class GatedTiles(SellTiles):
+    """Tasks that compute a sorting window of the gate and the same one of up, and the gate.
 
+    Attributes:
+        activation: what the gate goes through.
+        window: rows of a sorting window.
+        result, y_features: where results are stored, and how many features they have.
+        distance: rows of the weight from a feature of the gate to the same one of up.
+    """
+
+    activation: str
+    window: int
+    result: Expr
+    y_features: int
+    distance: int
+
+    def both(self, tile: LaneTile, chunk: Expr, x_base: Expr, y_base: Expr) -> None:
+        """A window of results: ``chunk`` is the gate's, ``y_base`` where the first is stored."""
+        window = self.window
+        lane_groups = -(-tile.vectors // self.isa.vectors_per_group)
+        self.y = T.alloc_buffer((lane_groups * 2 * window * LANES,), "float32", scope="local")
+        with T.serial(T.int64(2)) as half:
+            base = bind((half * (window - self.distance) - chunk * window) * LANES)
+            self.task(tile, half * (self.distance // window) + chunk, x_base, base)
+        self._open(tile, y_base)
+
+    def _open(self, tile: LaneTile, base: Expr) -> None:
+        width = self.isa.vector
+        with T.serial(T.int64(self.window)) as row:
+            at = bind(row * LANES)
+            for v in range(tile.vectors):
+                sums = at + tile.step(v, self.out_features)
+                gate = Vector(load(self.y, sums, width), width, self.isa)
+                up = load(self.y, sums + self.window * LANES, width)
+                opened = ACTIVATIONS[self.activation](gate).value
+                store(self.result, base + at + tile.step(v, self.y_features), opened * up, width)
+
+    def stored(self, total: Expr, offset: Expr) -> Expr:
+        return total
+
+
+class _Gated(GatedTiles):
     def __init__(self, gated: GatedSell) -> None:
         layout, self.gated = gated.layout, gated
         super().__init__(gated.isa, layout.rows, ragged=False)
@@ -85,6 +124,8 @@ class _Gated(SellTiles):
             layout.groups(2 * gated.features),
             layout.window // layout.rows,
         )
+        self.activation, self.window = gated.activation, layout.window
+        self.y_features = self.distance = gated.features
 
     def build(self) -> Any:
         gated = self.gated
@@ -103,29 +144,10 @@ class _Gated(SellTiles):
         return result[0]
 
     def _tile(self, tile: LaneTile, index: Expr, chunk: Expr) -> None:
-        gated, window = self.gated, self.gated.layout.window
-        lane_groups = -(-tile.vectors // gated.isa.vectors_per_group)
-        self.y = T.alloc_buffer((lane_groups * 2 * window * LANES,), "float32", scope="local")
+        gated = self.gated
         x_base = bind(tile.base(index, gated.in_features))
-        row = bind(chunk * window)
-        with T.serial(T.int64(2)) as half:
-            base = bind((half * (window - gated.features) - row) * LANES)
-            self.task(tile, half * (gated.features // window) + chunk, x_base, base)
-        self._open(tile, bind(tile.base(index, gated.features) + row * LANES))
-
-    def _open(self, tile: LaneTile, base: Expr) -> None:
-        width, gated = self.isa.vector, self.gated
-        with T.serial(T.int64(gated.layout.window)) as row:
-            at = bind(row * LANES)
-            for v in range(tile.vectors):
-                sums = at + tile.step(v, self.out_features)
-                gate = Vector(load(self.y, sums, width), width, self.isa)
-                up = load(self.y, sums + gated.layout.window * LANES, width)
-                opened = ACTIVATIONS[gated.activation](gate).value
-                store(self.result, base + at + tile.step(v, gated.features), opened * up, width)
+        row = bind(chunk * self.window)
+        self.both(tile, chunk, x_base, bind(tile.base(index, gated.features) + row * LANES))
 
     def start(self, row: Expr) -> Expr:
         return splat(self.bias[row] if self.bias is not None else 0.0, self.isa.vector)
-
-    def stored(self, total: Expr, offset: Expr) -> Expr:
-        return total

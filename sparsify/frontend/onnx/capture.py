@@ -124,6 +124,6 @@ def _check_weights(model: OnnxModel, module: OnnxModule) -> None:
         if weight.dtype != torch.float32:
             raise ValueError(
                 f"{model.path}: weight {name!r} of shape {tuple(weight.shape)} is {weight.dtype}; "
-                "floating-point weights must be float32: convert the file, for example by Cast "
-                "nodes or by exporting the model again"
+                "weights are computed with in float32, which does not hold it: if the digits do "
+                "not matter, convert the file's initializers and the Cast nodes to FLOAT"
             )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx.inliner
 import torch
 from onnx import external_data_helper
 
+from sparsify.frontend.onnx.functions import Functions, functions_of, inlined, versions_of
 from sparsify.frontend.onnx.model import Input, OnnxModel
-from sparsify.frontend.onnx.registry import STANDARD, Unsupported, handlers, standard
+from sparsify.frontend.onnx.registry import STANDARD, Unsupported, standard
 from sparsify.frontend.onnx.sparse import densify
 from sparsify.frontend.onnx.tensors import to_onnx, torch_type
 
@@ -55,16 +55,18 @@ def read_onnx(
     if not proto.HasField("graph"):
         raise ValueError(f"{file}: not an ONNX file: it holds no graph")
     _check_versions(proto, file)
-    proto = _inlined(proto)
+    functions = functions_of(proto)
+    proto = inlined(proto)
     for tensor in external_data_helper._get_all_tensors(proto):
         if external_data_helper.uses_external_data(tensor):
             _load_beside(tensor, file)
-    return prepare(proto, str(file), shapes=shapes, constants=constants)
+    return prepare(proto, str(file), functions, shapes=shapes, constants=constants)
 
 
 def prepare(
     proto: onnx.ModelProto,
     path: str,
+    functions: Functions | None = None,
     *,
     shapes: Shapes | None = None,
     constants: Mapping[str, Any] | None = None,
@@ -73,6 +75,7 @@ def prepare(
 
     Args:
         path: what error messages call it.
+        functions: that may still be called, because they are of other operator versions.
         shapes: by input name, instead of the declared ones; a size is a number, or a name or None
             for a dynamic one.
         constants: values of inputs that then are none any more.
@@ -97,21 +100,23 @@ def prepare(
     return OnnxModel(
         path,
         graph,
-        {standard(entry.domain): entry.version for entry in proto.opset_import},
+        versions_of(proto),
         tuple(_input(value, shapes.get(value.name), path) for value in inputs),
         tuple(value.name for value in graph.output),
+        tuple(_declared_type(value) for value in graph.output),
+        functions or {},
     )
 
 
 def _check_versions(proto: onnx.ModelProto, file: Path) -> None:
-    versions = {standard(entry.domain): entry.version for entry in proto.opset_import}
+    own = versions_of(proto).get(STANDARD)
+    if own is None and any(standard(node.domain) == STANDARD for node in proto.graph.node):
+        raise ValueError(f"{file}: does not say of which version its operators are")
     newest = onnx.defs.onnx_opset_version()
-    version = versions.get(STANDARD)
-    if version is None:
-        if any(standard(node.domain) == STANDARD for node in proto.graph.node):
-            raise ValueError(f"{file}: does not say of which version its operators are")
-        return
-    if not OLDEST <= version <= newest:
+    of_functions = [versions_of(function).get(STANDARD) for function in proto.functions]
+    for version in (own, *of_functions):
+        if version is None or OLDEST <= version <= newest:
+            continue
         fix = (
             "convert it with onnx.version_converter.convert_version(model, 17)"
             if version < OLDEST
@@ -120,32 +125,6 @@ def _check_versions(proto: onnx.ModelProto, file: Path) -> None:
         raise ValueError(
             f"{file}: operators of version (opset) {version}; {OLDEST} to {newest} are read: {fix}"
         )
-
-
-def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """With the bodies of functions in place of their calls, save those that have a handler."""
-    served = {(handler.domain, handler.operator) for handler in handlers()}
-    local = {(standard(function.domain), function.name) for function in proto.functions}
-    called = {(standard(node.domain), node.op_type) for node in _nodes(proto)}
-    if not called - served:
-        return proto
-    kept = [(domain or "ai.onnx", name) for domain, name in served - local]
-    kept += [("", name) for domain, name in served - local if not domain]
-    kept += [(domain, name) for domain, name in served & local]
-    return onnx.inliner.inline_selected_functions(
-        proto, kept, exclude=True, inline_schema_functions=True
-    )
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those of functions and sub-graphs among them."""
-    pending = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
-    while pending:
-        node = pending.pop()
-        yield node
-        for attribute in node.attribute:
-            pending += attribute.g.node
-            pending += [inner for graph in attribute.graphs for inner in graph.node]
 
 
 def _load_beside(tensor: onnx.TensorProto, file: Path) -> None:
@@ -196,6 +175,11 @@ def _dtype(value: onnx.ValueInfoProto, path: str) -> torch.dtype:
         return torch_type(value.type.tensor_type.elem_type)
     except Unsupported as error:
         raise ValueError(f"{path}: input {value.name!r}: {error} is not supported") from error
+
+
+def _declared_type(value: onnx.ValueInfoProto) -> torch.dtype | None:
+    code = value.type.tensor_type.elem_type
+    return torch_type(code) if code else None
 
 
 def _input(

@@ -17,9 +17,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import optimization_hint
 
+from sparsify.frontend.onnx.functions import Functions, body, versions_of
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Handler, Unsupported, find, standard
-from sparsify.frontend.onnx.tensors import to_torch
+from sparsify.frontend.onnx.tensors import is_kept_otherwise, to_computed
 from sparsify.frontend.onnx.values import LARGEST, Constant, Value, known, settled, traced, untraced
 from sparsify.frontend.onnx.weights import Weights
 
@@ -29,6 +30,8 @@ class _Refused:
 
 
 _REFUSED: Final[Any] = _Refused()
+_TYPES: Final = ("to", "output_dtype", "dtype")
+"""Attributes that say of which element type a node's first result is."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,18 @@ class Interpreter:
     """Attributes:
     versions: of each operator domain that the model imports.
     weights: where constants become weights.
+    functions: model-local ones that nodes may call.
     problems: nodes that could not be run, while ``weights.collecting``; else they raise.
+    types: the ONNX element types of values that are kept in another one, as far as declared.
     """
 
     versions: Mapping[str, int]
     weights: Weights
+    functions: Functions = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    types: dict[str, int] = field(default_factory=dict)
     _constants: dict[int, tuple[onnx.GraphProto, dict[str, Constant]]] = field(default_factory=dict)
+    _calls: dict[tuple[str, ...], tuple[Interpreter, onnx.GraphProto]] = field(default_factory=dict)
 
     def run(self, graph: onnx.GraphProto, scope: Scope, inputs: Sequence[Value]) -> list[Value]:
         """The graph's outputs, given its inputs (those without an initializer) in order."""
@@ -90,8 +98,9 @@ class Interpreter:
         """Initializers, and what follows from them alone; computed once."""
         if id(graph) not in self._constants:
             scope = Scope()
+            self._note_types(graph)
             for tensor in graph.initializer:
-                scope.values[tensor.name] = Constant(_weight(tensor), tensor.name)
+                scope.values[tensor.name] = _stored(_weight(tensor), tensor.name)
             for proto in graph.node:
                 if all(name in scope.values for name in proto.input if name):
                     node = self._node(proto, scope)
@@ -99,6 +108,16 @@ class Interpreter:
             # The graph is held too: another one could get its identity.
             self._constants[id(graph)] = graph, scope.values  # type: ignore[assignment]
         return self._constants[id(graph)][1]
+
+    def _note_types(self, graph: onnx.GraphProto) -> None:
+        declared = [(value.name, value.type.tensor_type.elem_type) for value in graph.input]
+        stored = [(tensor.name, tensor.data_type) for tensor in graph.initializer]
+        told = [(n.output[0], a) for n in graph.node for a in n.attribute if n.output]
+        made = [(name, a.i) for name, a in told if a.name in _TYPES]
+        values = [(name, a.t.data_type) for name, a in told if a.HasField("t")]
+        for name, code in (*declared, *stored, *made, *values):
+            if is_kept_otherwise(code):
+                self.types[name] = code
 
     def _node(self, proto: onnx.NodeProto, scope: Scope) -> Node:
         domain = standard(proto.domain)
@@ -125,18 +144,33 @@ class Interpreter:
             results = self._fold(node, handler, inputs)
         except Exception:
             return {}  # the run says what is wrong
-        named = zip(node.outputs, results, strict=False)
-        return {n: Constant(c.tensor, n) for n, c in named if n and isinstance(c, Constant)}
+        named = [
+            (n, c.tensor)
+            for n, c in zip(node.outputs, results, strict=False)
+            if n and isinstance(c, Constant)
+        ]
+        if not inputs:
+            # The integers of Constant nodes are sizes and the like.
+            return {n: _stored(t, n, counts=t.is_floating_point()) for n, t in named}
+        given = [value for value in inputs if isinstance(value, Constant)]
+        sources = frozenset[str]().union(*(value.sources for value in given))
+        # What was made of one weight is that weight, in another form.
+        (only,) = sources if len(sources) == 1 and len(named) == 1 else (None,)
+        return {name: Constant(tensor, only or name, sources) for name, tensor in named}
 
     def _results(self, node: Node) -> list[Value]:
         inputs = [node.scope[name] if name else None for name in node.inputs]
         try:
             handler = find(node.domain, node.operator, node.version)
-            if handler is None:
+            function = self.functions.get((node.domain, node.operator))
+            if handler is None and function is None:
                 raise Unsupported("has no handler")
             if any(value is _REFUSED for value in inputs):
                 return [_REFUSED] * len(node.outputs)
-            results = self._compute(node, handler, inputs)
+            if handler is not None:
+                results = self._compute(node, handler, inputs)
+            else:
+                results = self._call(node, function, inputs)
             if len(results) < sum(map(node.wants, range(len(node.outputs)))):
                 raise Unsupported(
                     f"its outputs {list(node.outputs[len(results) :])} are not served"
@@ -148,6 +182,19 @@ class Interpreter:
                 raise ValueError(problem) from error
             self.problems.append(Problem(problem, not isinstance(error, Unsupported)))
             return [_REFUSED] * len(node.outputs)
+
+    def _call(self, node: Node, function: onnx.FunctionProto, inputs: list[Value]) -> list[Value]:
+        """The results of a function, whose operators have versions of their own."""
+        if node.outputs not in self._calls:
+            # Kept, so that each run meets the same constants.
+            inner = Interpreter(versions_of(function), self.weights, self.functions, self.problems)
+            self._calls[node.outputs] = inner, body(function, node.attributes)
+        inner, graph = self._calls[node.outputs]
+        for index, name in enumerate(function.input[: len(inputs)]):
+            if code := node.element_type(index):
+                inner.types[name] = code
+        missing: list[Value] = [None] * (len(function.input) - len(inputs))
+        return inner.run(graph, Scope(), [*inputs, *missing])
 
     def _compute(self, node: Node, handler: Handler, inputs: list[Value]) -> list[Value]:
         arrays = [known(value) for value in inputs]
@@ -213,12 +260,18 @@ def _module(proto: onnx.NodeProto) -> str:
     return ""
 
 
+def _stored(tensor: torch.Tensor, name: str, counts: bool = True) -> Constant:
+    """A constant of the file; the parts of one of our packed weights are of the same source."""
+    counts = counts and tensor.numel() > 1 and tensor.dtype not in (torch.int64, torch.int32)
+    return Constant(tensor, name, frozenset([name.partition(":")[0]] if counts else ()))
+
+
 def _weight(tensor: onnx.TensorProto) -> torch.Tensor:
     where = f"the weight {tensor.name!r} of sizes {list(tensor.dims)}"
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"{where} has a negative size; the file is damaged")
     try:
-        return to_torch(tensor)
+        return to_computed(tensor)
     except Unsupported as error:
         raise ValueError(f"{where}: {error} is not supported") from error
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import onnx
 import torch
 
+from sparsify.frontend.onnx.functions import Functions
+
 
 @dataclass(frozen=True)
 class Input:
@@ -23,12 +25,14 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """A graph without model-local functions and without sparse or external initializers.
+    """A graph without sparse or external initializers.
 
     Attributes:
         path: what error messages call it.
         versions: of each operator domain.
         inputs, outputs: those that a caller gives and gets, in the file's order.
+        output_types: of the outputs, None where the file does not say.
+        functions: model-local ones, of which some may not be inlined.
     """
 
     path: str
@@ -36,3 +40,5 @@ class OnnxModel:
     versions: dict[str, int]
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
+    output_types: tuple[torch.dtype | None, ...]
+    functions: Functions

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,6 +24,7 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from sparsify.frontend.onnx.interpreter import Interpreter, Problem, Scope
 from sparsify.frontend.onnx.model import Input, OnnxModel
+from sparsify.frontend.onnx.tensors import narrowed, widened
 from sparsify.frontend.onnx.values import Constant, Value, traced
 from sparsify.frontend.onnx.weights import Weights
 
@@ -34,14 +36,15 @@ class OnnxModule(Weights):
         super().__init__()
         self.model = model
         self.arguments = identifiers(i.name for i in model.inputs)
-        self.interpreter = Interpreter(model.versions, self)
+        self.interpreter = Interpreter(model.versions, self, model.functions)
         signature = inspect.Signature(
             [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in self.arguments]
         )
 
         def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> dict[str, torch.Tensor]:
             results = self._run(signature.bind(*args, **kwargs).args)
-            return {n: _result(v) for n, v in zip(model.outputs, results, strict=True)}
+            named = zip(model.outputs, results, model.output_types, strict=True)
+            return {name: _result(value, dtype) for name, value, dtype in named}
 
         forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
@@ -62,13 +65,14 @@ class OnnxModule(Weights):
                 self._run(inputs)
         finally:
             self.collecting = False
-        problems, self.interpreter.problems = self.interpreter.problems, []
+        problems = list(self.interpreter.problems)
+        self.interpreter.problems.clear()
         return problems
 
     def _run(self, inputs: Iterable[torch.Tensor]) -> list[Value]:
         inputs = list(inputs)
         self._unify(inputs)
-        return self.interpreter.run(self.model.graph, Scope(), inputs)
+        return self.interpreter.run(self.model.graph, Scope(), list(map(widened, inputs)))
 
     def _unify(self, inputs: list[torch.Tensor]) -> None:
         """Dims of one name have one size."""
@@ -90,10 +94,11 @@ def _context(declared: Input, example: torch.Tensor, dynamic: bool) -> Stateless
     return StatelessSymbolicContext([DimDynamic.DYNAMIC if f else DimDynamic.STATIC for f in free])
 
 
-def _result(value: Value) -> Any:
-    if isinstance(value, Constant):
-        return value.tensor
-    return value if value is None or isinstance(value, torch.Tensor) else traced(value)
+def _result(value: Value, dtype: torch.dtype | None) -> Any:
+    """An output as a tensor; what is computed in float32 is rounded to the declared halves."""
+    tensor = value.tensor if isinstance(value, Constant) else value
+    tensor = traced(tensor) if isinstance(tensor, np.ndarray) else tensor
+    return tensor if tensor is None or tensor.dtype == dtype else narrowed(tensor, dtype)
 
 
 def identifiers(names: Iterable[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from sparsify.frontend.onnx.registry import Unsupported
 from sparsify.frontend.onnx.sparse import dense
-from sparsify.frontend.onnx.tensors import to_torch
+from sparsify.frontend.onnx.tensors import to_computed
 from sparsify.frontend.onnx.values import Constant, Value
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class Node:
         if isinstance(value, bytes):
             return value.decode()
         if isinstance(value, onnx.TensorProto):
-            return to_torch(value)
+            return to_computed(value)
         if isinstance(value, onnx.SparseTensorProto):
-            return to_torch(dense(value, f"{self}: {name}"))
+            return to_computed(dense(value, f"{self}: {name}"))
         if isinstance(value, onnx.GraphProto):
             return value
         if isinstance(value, int | float):
@@ -67,6 +67,10 @@ class Node:
         if name not in self.attributes:
             raise Unsupported(f"the attribute {name} is missing")
         return self.get(name)
+
+    def element_type(self, index: int) -> int | None:
+        """The ONNX element type of an input that is kept in another type, else None."""
+        return self.interpreter.types.get(self.inputs[index]) if index < len(self.inputs) else None
 
     def wants(self, index: int) -> bool:
         """Whether the output of this index has a name, so that somebody may read it."""

@@ -28,19 +28,33 @@ def spread(scale: torch.Tensor, x: torch.Tensor, axis: int, block: int = 0) -> t
 
 
 def quantise(
-    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    dtype: torch.dtype,
+    bounds: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """``saturate(round(x / scale) + zero)``, halves rounded to even; operands broadcast."""
     y = (x / scale).round()
     if zero is not None:
         y = y + zero.to(y.dtype)
-    return saturate(y, dtype)
+    return saturate(y, dtype, bounds)
 
 
-def saturate(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Whole floating-point numbers as an integer type, bounded by its range."""
+def saturate(
+    x: torch.Tensor, dtype: torch.dtype, bounds: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Whole floating-point numbers as an integer type, bounded by its range or a smaller one."""
     info = torch.iinfo(dtype)
-    return x.clamp(info.min, info.max).to(dtype)
+    low, high = bounds or (info.min, info.max)
+    return x.clamp(low, high).to(dtype)
+
+
+def to_float4(x: torch.Tensor) -> torch.Tensor:
+    """The nearest of 0, 0.5, 1, 1.5, 2, 3, 4 and 6, of either sign, as float32."""
+    x = x.float().clamp(-6, 6)
+    step = torch.where(x.abs() < 2, 0.5, torch.where(x.abs() < 4, 1.0, 2.0))
+    return (x / step).round() * step
 
 
 def dequantise(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:

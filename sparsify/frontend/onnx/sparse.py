@@ -15,7 +15,7 @@ from sparsify.frontend.onnx.values import LARGEST
 
 
 def densify(graph: onnx.GraphProto, path: str) -> None:
-    """Makes initializers of a graph's sparse ones, in place.
+    """Makes initializers of the sparse ones of a graph and the graphs within it, in place.
 
     Raises:
         ValueError: naming the initializer, when it is malformed or too large.
@@ -23,6 +23,9 @@ def densify(graph: onnx.GraphProto, path: str) -> None:
     for tensor in graph.sparse_initializer:
         graph.initializer.append(dense(tensor, f"{path}: sparse initializer"))
     del graph.sparse_initializer[:]
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for inner in (attribute.g, *attribute.graphs):
+            densify(inner, path)
 
 
 def dense(tensor: onnx.SparseTensorProto, what: str) -> onnx.TensorProto:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import onnx
 import torch
@@ -30,11 +32,26 @@ _TYPES = {
     TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     TensorProto.FLOAT8E5M2: torch.float8_e5m2,
     TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    # PyTorch has nothing so narrow.
+    TensorProto.INT4: torch.int8,
+    TensorProto.INT2: torch.int8,
+    TensorProto.UINT4: torch.uint8,
+    TensorProto.UINT2: torch.uint8,
+    TensorProto.FLOAT4E2M1: torch.float32,
 }
+_HALVES = (torch.float16, torch.bfloat16)
+
+NARROW: Final = {
+    TensorProto.INT4: (-8, 7),
+    TensorProto.UINT4: (0, 15),
+    TensorProto.INT2: (-2, 1),
+    TensorProto.UINT2: (0, 3),
+}
+"""Integers that are kept in 8 bits, with their smallest and largest."""
 
 
 def torch_type(code: int) -> torch.dtype:
-    """The torch.dtype of an element type of ONNX.
+    """The torch.dtype of an element type of ONNX, in which callers give it and get it.
 
     Raises:
         Unsupported: PyTorch has none, as for strings.
@@ -45,20 +62,55 @@ def torch_type(code: int) -> torch.dtype:
     return _TYPES[code]
 
 
+def computed_type(code: int) -> torch.dtype:
+    """The torch.dtype in which values of an element type are kept between a model's nodes.
+
+    That is `torch_type`, but for floating-point numbers of 16 bits, which are kept in float32: it
+    holds each of them, and no kernel computes with less. What nodes compute is not rounded to 16
+    bits until it leaves the model.
+    """
+    dtype = torch_type(code)
+    return torch.float32 if dtype in _HALVES else dtype
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in its `computed_type`."""
+    return tensor.float() if tensor.dtype in _HALVES else tensor
+
+
+def narrowed(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A computed tensor in the type that a model declares for it, where that is of 16 bits."""
+    return tensor.to(dtype) if dtype in _HALVES and tensor.dtype == torch.float32 else tensor
+
+
+def is_kept_otherwise(code: int) -> bool:
+    """Whether the dtype of a value no longer tells that it is of this element type."""
+    return code in NARROW or code == TensorProto.FLOAT4E2M1 or _TYPES.get(code) in _HALVES
+
+
 def onnx_type(dtype: torch.dtype) -> int:
     """The element type of ONNX for a torch.dtype."""
     return next(code for code, known in _TYPES.items() if known == dtype)
 
 
 def to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
-    """A real tensor with its own memory, of the file's element type."""
+    """A real tensor with its own memory, of the `torch_type` of the file's element type."""
     dtype = torch_type(tensor.data_type)
     array = numpy_helper.to_array(tensor)
+    if tensor.data_type in NARROW or tensor.data_type == TensorProto.FLOAT4E2M1:
+        array = array.astype(np.float32).astype(str(dtype).removeprefix("torch."))
     with untraced():
         if dtype.itemsize < 4 and dtype.is_floating_point and dtype != torch.float16:
             bits = array.view(np.uint16 if dtype.itemsize == 2 else np.uint8)
             return torch.from_numpy(bits.copy()).view(dtype)
         return torch.from_numpy(array.copy())
+
+
+def to_computed(tensor: onnx.TensorProto) -> torch.Tensor:
+    """`to_torch` in the `computed_type`."""
+    made = to_torch(tensor)
+    with untraced():
+        return widened(made)
 
 
 def to_onnx(tensor: torch.Tensor, name: str) -> onnx.TensorProto:

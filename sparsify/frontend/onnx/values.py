@@ -37,10 +37,12 @@ class Constant:
         tensor: never a fake one.
         name: what it is called as a weight of the program: that of an initializer, or of a node's
             output that follows from initializers alone. None for what follows from static shapes.
+        sources: the names of the stored weights that its elements come from, sizes not counted.
     """
 
     tensor: torch.Tensor
     name: str | None = None
+    sources: frozenset[str] = frozenset()
 
     def item(self) -> Any:
         """The only element as a Python number."""

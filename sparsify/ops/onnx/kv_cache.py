@@ -1,4 +1,5 @@
-"""``kv_append`` and ``paged_attention`` in ONNX: ``KvAppend``, ``PagedAttention[Softcap]``.
+"""``kv_append`` and ``paged_attention`` in ONNX: ``KvAppend``,
+``PagedAttention[Softcap][Selected]``.
 
 ONNX has no operators that write: the cache goes in and comes out. The tensors are those of
 `sparsify.ops.kv_cache`.
@@ -6,15 +7,17 @@ ONNX has no operators that write: the cache goes in and comes out. The tensors a
 
 from __future__ import annotations
 
+from itertools import product
+
 from sparsify.ops.kv_cache import PAGE
 from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, extent, integer, lines
 
-_KEYS = f"[layers, pages, kv_heads, head_dim, {PAGE}]"
-_VALUES = f"[layers, pages, kv_heads, {PAGE}, head_dim]"
-_PAGES = Port("pages", ("int32",), "[batch, pages_of_a_sequence]")
-_COUNTS = Port("counts", ("int64",), "[batch], how many of the new tokens are real")
+KEYS = f"[layers, pages, kv_heads, head_dim, {PAGE}]"
+VALUES = f"[layers, pages, kv_heads, {PAGE}, head_dim]"
+PAGES = Port("pages", ("int32",), "[batch, pages_of_a_sequence]")
+COUNTS = Port("counts", ("int64",), "[batch], how many of the new tokens are real")
 
-_CONSTANTS = (
+CONSTANTS = (
     integer("none", 0),
     integer("one", 1),
     integer("two", 2),
@@ -28,7 +31,7 @@ _CONSTANTS = (
 )
 
 
-def _positions(tokens: str) -> tuple[str, ...]:
+def positions(tokens: str) -> tuple[str, ...]:
     """The number of each new token in its row, and whether it is real."""
     return (
         f"length = Shape <start: int = 1, end: int = 2> ({tokens})",
@@ -45,22 +48,22 @@ APPEND = OnnxOperator(
     "Writes the keys and values of new tokens into their pages of one layer of the cache; "
     "lengths = starts + counts.",
     (
-        Port("keys", FLOAT, _KEYS),
-        Port("values", FLOAT, _VALUES),
+        Port("keys", FLOAT, KEYS),
+        Port("values", FLOAT, VALUES),
         Port("key", FLOAT, "[batch, length, features], heads from feature offsets[0]"),
         Port("value", FLOAT, "[batch, length, features], heads from feature offsets[1]"),
-        _PAGES,
+        PAGES,
         Port("starts", ("int64",), "[batch], tokens that each sequence holds already"),
-        _COUNTS,
+        COUNTS,
     ),
     (
-        Port("new_keys", FLOAT, _KEYS),
-        Port("new_values", FLOAT, _VALUES),
+        Port("new_keys", FLOAT, KEYS),
+        Port("new_values", FLOAT, VALUES),
         Port("lengths", ("int64",), "[batch]"),
     ),
     {"layer": "int", "offsets": "ints"},
     lines(
-        *_CONSTANTS,
+        *CONSTANTS,
         *extent("layer_index", "layer"),
         "feature_starts = Constant <value_ints: ints = @offsets> ()",
         "features = Mul(kv_heads, head_dim)",
@@ -73,7 +76,7 @@ APPEND = OnnxOperator(
         "value_part = Slice(value, value_start, value_end, last)",
         "key_tokens = Reshape(key_part, token_shape)",
         "value_tokens = Reshape(value_part, token_shape)",
-        *_positions("key"),
+        *positions("key"),
         "row_starts = Unsqueeze(starts, last)",
         "positions = Add(row_starts, numbers)",
         "any_page = Div(positions, page_size)",
@@ -113,20 +116,29 @@ _SOFTCAP = (
 )
 
 
-def paged_attention(softcap: bool) -> OnnxOperator:
+LISTS = Port(
+    "selected",
+    ("int32",),
+    "[batch, lists, ceil(length / block[0]), most], ascending, -1 behind the last",
+)
+
+
+def paged_attention(softcap: bool, selected: bool = False) -> OnnxOperator:
     """The operator of this kind."""
     return OnnxOperator(
-        f"PagedAttention{'Softcap' * softcap}",
+        f"PagedAttention{'Softcap' * softcap}{'Selected' * selected}",
         "paged_attention",
         "Causal attention of the newest tokens over a paged cache that holds them already"
-        + ("; scores s become softcap * tanh(s / softcap)." if softcap else "."),
+        + ("; scores s become softcap * tanh(s / softcap)" if softcap else "")
+        + ("; only the listed blocks of block[1] pages are seen." if selected else "."),
         (
             Port("query", FLOAT, "[batch, length, features], heads from feature offset"),
-            Port("keys", FLOAT, _KEYS),
-            Port("values", FLOAT, _VALUES),
-            _PAGES,
+            Port("keys", FLOAT, KEYS),
+            Port("values", FLOAT, VALUES),
+            PAGES,
             Port("lengths", ("int64",), "[batch], tokens in the cache, new ones included"),
-            _COUNTS,
+            COUNTS,
+            *((LISTS,) if selected else ()),
         ),
         (Port("y", FLOAT, "[batch, length, heads * head_dim]"),),
         {
@@ -136,8 +148,9 @@ def paged_attention(softcap: bool) -> OnnxOperator:
             "scale": "float",
             "window": "int",
             **({"softcap": "float"} if softcap else {}),
+            **({"block": "ints"} if selected else {}),
         },
-        lines(*_CONSTANTS, *_gathered(), *_scores(softcap), *_attended(softcap)),
+        lines(*CONSTANTS, *_gathered(), *_scores(softcap), *_attended(softcap, selected)),
     )
 
 
@@ -175,7 +188,8 @@ def _gathered() -> tuple[str, ...]:
     )
 
 
-def _scores(softcap: bool) -> tuple[str, ...]:
+def query_heads() -> tuple[str, ...]:
+    """The query by key head, query head of it, token, feature."""
     return (
         *extent("head_count", "heads"),
         *extent("query_start", "offset"),
@@ -186,6 +200,12 @@ def _scores(softcap: bool) -> tuple[str, ...]:
         "query_shape = Concat <axis: int = 0> (none, none, kv_heads, group_size, head_dim)",
         "query_split = Reshape(query_part, query_shape)",
         "query_heads = Transpose <perm: ints = [0, 2, 3, 1, 4]> (query_split)",
+    )
+
+
+def _scores(softcap: bool) -> tuple[str, ...]:
+    return (
+        *query_heads(),
         "scores = MatMul(query_heads, key_heads)",
         "factor = Constant <value_float: float = @scale> ()",
         "scaled = Mul(scores, factor)",
@@ -193,10 +213,38 @@ def _scores(softcap: bool) -> tuple[str, ...]:
     )
 
 
-def _attended(softcap: bool) -> tuple[str, ...]:
+_LISTED = (
+    "block_sizes = Constant <value_ints: ints = @block> ()",
+    "query_block = Slice(block_sizes, none, one)",
+    "page_block = Slice(block_sizes, one, two)",
+    "block_slots = Mul(page_block, page_size)",
+    "slot_blocks = Div(slot_numbers, block_slots)",
+    "token_blocks = Div(numbers, query_block)",
+    "wide_selected = Cast <to: int = 7> (selected)",
+    "each_selected = Unsqueeze(wide_selected, last)",
+    "matches = Equal(each_selected, slot_blocks)",
+    "match_numbers = Cast <to: int = 7> (matches)",
+    integer("of_entries", 3),
+    "found_numbers = ReduceMax <keepdims: int = 0> (match_numbers, of_entries)",
+    "of_tokens = Gather <axis: int = 2> (found_numbers, token_blocks)",
+    "list_count = Shape <start: int = 1, end: int = 2> (selected)",
+    "head_number = Squeeze(head_count)",
+    "head_numbers = Range(begin, head_number, step)",
+    "spread_lists = Mul(head_numbers, list_count)",
+    "list_of_head = Div(spread_lists, head_count)",
+    "of_heads = Gather <axis: int = 1> (of_tokens, list_of_head)",
+    "listed_shape = Concat <axis: int = 0> (none, kv_heads, group_size, length, slots)",
+    "of_groups = Reshape(of_heads, listed_shape)",
+    "listed = Cast <to: int = 9> (of_groups)",
+    "seen = And(seen_by_place, listed)",
+)
+"""The slots of listed blocks, by key head, query head of it, token, slot."""
+
+
+def _attended(softcap: bool, selected: bool) -> tuple[str, ...]:
     """Query ``i`` stands at ``lengths - counts + i``; a window of 0 is none."""
     return (
-        *_positions("query"),
+        *positions("query"),
         "row_starts = Sub(row_lengths, row_counts)",
         "positions = Add(row_starts, numbers)",
         "query_positions = Unsqueeze(positions, last)",
@@ -209,7 +257,8 @@ def _attended(softcap: bool) -> tuple[str, ...]:
         "near = Less(behind, reach)",
         "seen_tokens = And(not_ahead, near)",
         "head_axes = Concat <axis: int = 0> (one, two)",
-        "seen = Unsqueeze(seen_tokens, head_axes)",
+        f"{'seen_by_place' if selected else 'seen'} = Unsqueeze(seen_tokens, head_axes)",
+        *(_LISTED if selected else ()),
         "lowest = Constant <value_float: float = -3.4028234663852886e38> ()",
         f"hidden = Where(seen, {'capped' if softcap else 'scaled'}, lowest)",
         "weights = Softmax <axis: int = -1> (hidden)",
@@ -222,4 +271,7 @@ def _attended(softcap: bool) -> tuple[str, ...]:
     )
 
 
-KINDS = (APPEND, paged_attention(False), paged_attention(True))
+KINDS = (
+    APPEND,
+    *(paged_attention(*kind) for kind in product((False, True), repeat=2)),
+)

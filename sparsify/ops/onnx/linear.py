@@ -30,9 +30,9 @@ from sparsify.ops.onnx.schema import (
 
 Storage = Literal["csr", "bitmap", "dense"]
 
-_X = Port("x", FLOAT, "[..., in_features]")
-_Y = Port("y", FLOAT, "[..., out_features]")
-_BIAS = Port("bias", FLOAT, "[out_features]", constant=True)
+X = Port("x", FLOAT, "[..., in_features]")
+Y = Port("y", FLOAT, "[..., out_features]")
+BIAS = Port("bias", FLOAT, "[out_features]", constant=True)
 _RESIDUAL = Port("residual", FLOAT, "[..., out_features]")
 
 WEIGHTS: dict[Storage, tuple[Port, ...]] = {
@@ -108,29 +108,39 @@ _MATRIX: dict[Storage, tuple[str, ...]] = {
 }
 
 
-def linear(storage: Storage, activation: str, bias: bool, residual: bool) -> OnnxOperator:
-    """The operator of this kind."""
+def transposed(storage: Storage) -> tuple[str, ...]:
+    """Statements that make the matrix ``[in_features, out_features]``, as ``transposed``."""
+    return *_MATRIX[storage], "transposed = Transpose <perm: ints = [1, 0]> (matrix)"
+
+
+def sums(bias: bool) -> list[Step]:
+    """The multiplication by ``transposed``, and the bias."""
     steps: list[Step] = [lambda x, y: (f"{y} = MatMul({x}, transposed)",)]
     if bias:
         steps.append(lambda x, y: (f"{y} = Add({x}, bias)",))
+    return steps
+
+
+def linear(storage: Storage, activation: str, bias: bool, residual: bool) -> OnnxOperator:
+    """The operator of this kind."""
+    steps = sums(bias)
     if activation != "none":
         steps.append(activate(activation))
     if residual:
         steps.append(lambda x, y: (f"{y} = Add({x}, residual)",))
-    transposed = "transposed = Transpose <perm: ints = [1, 0]> (matrix)"
     return OnnxOperator(
         f"Linear{camel(storage)}{'Bias' * bias}{suffix(activation)}{'Add' * residual}",
         "sparse_linear",
         f"A linear layer on a {storage} weight: {_formula(activation, bias, residual)}.",
-        (_X, *WEIGHTS[storage], *[_BIAS] * bias, *[_RESIDUAL] * residual),
-        (_Y,),
+        (X, *WEIGHTS[storage], *[BIAS] * bias, *[_RESIDUAL] * residual),
+        (Y,),
         {
             "in_features": "int",
             "out_features": "int",
             "storage": "string",
             "activation": "string",
         },
-        lines(*_MATRIX[storage], transposed, *chain("x", steps)),
+        lines(*transposed(storage), *chain("x", steps)),
     )
 
 

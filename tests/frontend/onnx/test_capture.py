@@ -96,6 +96,44 @@ def test_functions_of_the_model_are_inlined(capture) -> None:
     assert operators(capture(text, more=', "own" : 1')) == {"aten.add.Tensor": 1}
 
 
+def test_functions_of_other_operator_versions_run_at_their_own(capture) -> None:
+    """Axes of ReduceMax and Squeeze are attributes in version 11 and inputs in 18."""
+    text = """g (float[N,1,4] x) => (float[N,4] y, float[N,1] z)
+    {
+        y = own.Centre <scale = 3.0> (x)
+        axes = Constant <value_ints = [1]> ()
+        z = ReduceMax <keepdims = 1> (y, axes)
+    }
+    <domain: "own", opset_import: ["" : 11, "own" : 1]>
+    Centre <scale> (a) => (c)
+    {
+        flat = Squeeze <axes = [1]> (a)
+        scaled = own.Scale <by: float = @scale> (flat)
+        top = ReduceMax <axes = [1], keepdims = 1> (scaled)
+        c = Sub(scaled, top)
+    }
+    <domain: "own", opset_import: ["" : 12]>
+    Scale <by> (a, absent) => (b)
+    {
+        factor = Constant <value_float: float = @by> ()
+        b = Mul(a, factor)
+    }"""
+    exported = capture(text, opset=18, more=', "own" : 1')
+    x = torch.randn(5, 1, 4)
+    found = exported.module()(x)
+    scaled = 3 * x[:, 0]
+    torch.testing.assert_close(found["y"], scaled - scaled.amax(1, keepdim=True))
+    torch.testing.assert_close(found["z"], torch.zeros(5, 1))
+
+
+def test_nodes_of_functions_that_cannot_be_imported_are_listed(capture) -> None:
+    text = """g (float[N] x) => (float[N] y) { a = own.F(x) y = own.F(a) }
+    <domain: "own", opset_import: ["" : 11]>
+    F (a) => (b) { b = NotAnOperator(a) }"""
+    with pytest.raises(ValueError, match=r"NotAnOperator \(version 11\) 'b': has no handler"):
+        capture(text, more=', "own" : 1')
+
+
 def test_one_error_lists_every_operator_that_is_missing(capture) -> None:
     text = """g (float[N] x) => (float[N] y)
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,20 @@ def test_the_sparse_product_that_onnx_runtime_rejects(tmp_path: Path) -> None:
     )
     x = torch.randn(3, 5)
     torch.testing.assert_close(run(proto, tmp_path, x), torch.from_numpy(WEIGHT) @ x)
+
+
+def test_sparse_initializers_of_a_branch(tmp_path: Path) -> None:
+    """They lie in the graph of the branch."""
+    value = helper.make_tensor_value_info("v", TensorProto.FLOAT, None)
+    gemm = helper.make_node("Gemm", ["x", "w"], ["v"], transB=1)
+    stored = [sparse(np.array([0, 2, 5]))]
+    taken = helper.make_graph([gemm], "a", [], [value], sparse_initializer=stored)
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["v"])], "b", [], [value])
+    branch = helper.make_node("If", ["c"], ["y"], then_branch=taken, else_branch=other)
+    condition = numpy_helper.from_array(np.array(True), "c")
+    x = torch.randn(4, 3)
+    found = run(model([branch], initializer=[condition]), tmp_path, x)
+    torch.testing.assert_close(found, x @ torch.from_numpy(WEIGHT).t())
 
 
 @pytest.mark.parametrize("indices", [[0, 2, 6], [0, 2, -1], [0, 2], [[0, 0], [0, 2], [2, 0]]])
@@ -168,9 +183,13 @@ def test_no_file_and_too_large_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_onnx(path)
     with path.open("wb") as file:
-        file.truncate(2**31)  # takes no space on the disk
-    with pytest.raises(ValueError, match=r"2.0 GiB; protobuf ends at 2 GiB.*external"):
+        file.truncate(3 * 2**30)  # takes no space on the disk
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"3.0 GiB; protobuf ends at 2 GiB.*external"):
         read_onnx(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20, "it was read before it was refused"
 
 
 @pytest.mark.parametrize(("version", "fix"), [(6, "version_converter"), (99, "newer onnx")])

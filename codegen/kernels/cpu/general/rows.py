@@ -29,7 +29,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     symbol,
 )
 
-_TASK_UNITS = 16
+_TASK_UNITS = 8
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class GeneralDenseRows:
     """
 
     isa: Isa
-    rows: int = 4
-    tokens: int = 8
+    rows: int = 8
+    tokens: int = 4
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from sparsify.frontend.onnx.attend import (
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
 from sparsify.frontend.onnx.rotate import rotate, rotate_heads
-from sparsify.frontend.onnx.tensors import torch_type
+from sparsify.frontend.onnx.tensors import computed_type
 
 
 @operator("Attention", since=23)
@@ -53,7 +53,7 @@ def attention(
     scores = Scores(
         node.get("scale"),
         node.get("softcap", 0.0),
-        None if precision is None else torch_type(precision),
+        None if precision is None else computed_type(precision),
     )
     operands = (query, repeat_heads(key, heads), repeat_heads(value, heads), visible, bias, scores)
     shown: tuple[torch.Tensor, ...] = ()

@@ -13,6 +13,7 @@ from sparsify.frontend.onnx.attend import (
     split_heads,
 )
 from sparsify.frontend.onnx.node import Node
+from sparsify.frontend.onnx.operators.microsoft_quantized import matmul_integer_to_float
 from sparsify.frontend.onnx.registry import MICROSOFT, Unsupported, operator
 from sparsify.frontend.onnx.rotate import rotate, rotate_heads
 
@@ -31,9 +32,42 @@ def attention(
     """The projections and self-attention in one; ``past`` holds keys and values."""
     if past_length is not None or node.get("do_rotary", 0):
         raise Unsupported("a past that is shared with the result, or rotary embedding within")
-    heads = node.require("num_heads")
     sizes = node.get("qkv_hidden_sizes") or [weight.shape[1] // 3] * 3
     projected = torch.nn.functional.linear(x, weight.t(), bias)
+    return _self_attention(node, projected, sizes, mask, past, added)
+
+
+@operator("QAttention", domain=MICROSOFT)
+def quantised_attention(
+    node: Node,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight_scale: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    x_zero: torch.Tensor | None = None,
+    weight_zero: torch.Tensor | None = None,
+    past: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """`attention` whose projections are a product of integers; the rest is float32."""
+    if node.get("do_rotary", 0):
+        raise Unsupported("rotary embedding within")
+    projected = matmul_integer_to_float(
+        node, x, weight, x_scale, weight_scale, x_zero, weight_zero, bias
+    )
+    return _self_attention(node, projected, [weight.shape[1] // 3] * 3, mask, past, None)
+
+
+def _self_attention(
+    node: Node,
+    projected: torch.Tensor,
+    sizes: list[int],
+    mask: torch.Tensor | None,
+    past: torch.Tensor | None,
+    added: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    heads = node.require("num_heads")
     query, key, value = (split_heads(part, heads) for part in projected.split(sizes, -1))
     if past is not None:
         key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from onnx import TensorProto
 
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.operators.convolution import conv
@@ -14,10 +15,11 @@ from sparsify.frontend.onnx.quantities import (
     quantise,
     saturate,
     spread,
+    to_float4,
     without_zero,
 )
 from sparsify.frontend.onnx.registry import MICROSOFT, Unsupported, operator
-from sparsify.frontend.onnx.tensors import torch_type
+from sparsify.frontend.onnx.tensors import NARROW, computed_type, onnx_type, torch_type
 
 
 @operator("QuantizeLinear", since=10)
@@ -26,17 +28,22 @@ def quantize_linear(
     node: Node, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
 ) -> torch.Tensor:
     axis, block = node.get("axis", 1), node.get("block_size", 0)
-    dtype = torch_type(node.get("output_dtype", 0) or 2) if zero is None else zero.dtype
+    code = node.get("output_dtype", 0)
+    if zero is not None:
+        code = node.element_type(2) or onnx_type(zero.dtype)
+    dtype = torch_type(code or TensorProto.UINT8)
     scale = spread(scale, x, axis, block)
     if precision := node.get("precision", 0):
-        x, scale = x.to(torch_type(precision)), scale.to(torch_type(precision))
+        x, scale = x.to(computed_type(precision)), scale.to(computed_type(precision))
+    if code == TensorProto.FLOAT4E2M1:
+        return to_float4(x.float() / scale.float())
     if dtype.is_floating_point:
         return _to_float8(x.float() / scale.float(), dtype, bool(node.get("saturate", 1)))
     if not x.dtype.is_floating_point:
         x = x.float()
     if zero is not None:
         zero = spread(zero.to(torch.int32), x, axis, block)
-    return quantise(x.float(), scale.float(), zero, dtype)
+    return quantise(x.float(), scale.float(), zero, dtype, NARROW.get(code))
 
 
 def _to_float8(x: torch.Tensor, dtype: torch.dtype, saturated: bool) -> torch.Tensor:
@@ -53,7 +60,7 @@ def dequantize_linear(
 ) -> torch.Tensor:
     axis, block = node.get("axis", 1), node.get("block_size", 0)
     dtype = (
-        torch_type(node.get("output_dtype", 0) or 1)
+        computed_type(node.get("output_dtype", 0) or 1)
         if "output_dtype" in node.attributes
         else (scale.dtype)
     )

@@ -10,7 +10,7 @@ import torch
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
 from sparsify.frontend.onnx.tables import table
-from sparsify.frontend.onnx.tensors import torch_type
+from sparsify.frontend.onnx.tensors import NARROW, computed_type, torch_type, widened
 from sparsify.frontend.onnx.values import Constant, known
 
 
@@ -93,7 +93,7 @@ def one_hot(
 @operator("EyeLike", since=9)
 def eye_like(node: Node, x: torch.Tensor) -> torch.Tensor:
     code = node.get("dtype")
-    dtype = x.dtype if code is None else torch_type(code)
+    dtype = x.dtype if code is None else computed_type(code)
     rows, columns = torch.arange(x.shape[0]).unsqueeze(-1), torch.arange(x.shape[1])
     return (columns - rows == node.get("k", 0)).to(dtype)
 
@@ -124,4 +124,8 @@ def cumulative_product(node: Node, x: torch.Tensor, axis: np.ndarray) -> torch.T
 
 @operator("BitCast", since=26)
 def bit_cast(node: Node, x: torch.Tensor) -> torch.Tensor:
-    return x.view(torch_type(node.require("to")))
+    kept, to = node.element_type(0), node.require("to")
+    if not {kept, to}.isdisjoint(NARROW):
+        raise Unsupported("elements of less than 8 bits")
+    stored = x if kept is None else x.to(torch_type(kept))
+    return widened(stored.view(torch_type(to)))

@@ -11,7 +11,7 @@ import torch
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import Unsupported, operator
 from sparsify.frontend.onnx.tables import table
-from sparsify.frontend.onnx.tensors import torch_type
+from sparsify.frontend.onnx.tensors import computed_type
 
 
 def _tables(
@@ -120,7 +120,7 @@ def _cosines(node: Node, size: np.ndarray, terms: tuple[float, ...]) -> torch.Te
     steps = count if node.get("periodic", 1) else count - 1
     angle = np.arange(count) * (2 * math.pi / max(steps, 1))
     total = sum((-1) ** i * term * np.cos(i * angle) for i, term in enumerate(terms))
-    return table(total, torch_type(node.get("output_datatype", 1)))
+    return table(total, computed_type(node.get("output_datatype", 1)))
 
 
 @operator("HannWindow", since=17, host=("size",))
@@ -162,4 +162,4 @@ def mel_weight_matrix(
             weights[row, i] = (row - left) / (centre - left)
         for row in range(centre, right):
             weights[row, i] = (right - row) / (right - centre)
-    return table(weights, torch_type(node.get("output_datatype", 1)))
+    return table(weights, computed_type(node.get("output_datatype", 1)))

@@ -1,0 +1,192 @@
+"""How a page is scored for the query heads of a key head: the members of `SelectPages`.
+
+Each emits its scores of the full pages of one sequence, ``[group, padded]`` in a buffer. Query
+heads share what is loaded of a page, and the page after is prefetched: pages have no order in
+memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from tvm.tirx.script.builder import ir as T
+
+from sparsify.codegen.kernels.cpu.paged_cache import PAGE, CacheOperands
+from sparsify.codegen.kernels.cpu.paged_heads import each_heads
+from sparsify.codegen.kernels.cpu.simd import (
+    Expr,
+    Registers,
+    Tensor,
+    bind,
+    i64,
+    load,
+    prefetch,
+    reduce_lanes,
+    require,
+    splat,
+    store,
+)
+from sparsify.layouts import LANES
+from sparsify.selectors import Scoring
+
+if TYPE_CHECKING:
+    from sparsify.codegen.kernels.cpu.select_pages import SelectPages
+
+
+class PageScores(ABC):
+    """One way of scoring, with its tensor declared."""
+
+    def __init__(
+        self,
+        spec: SelectPages,
+        cache: CacheOperands,
+        query: Expr,
+        keys: Expr,
+        tensor: Expr,
+        scores: Expr,
+    ) -> None:
+        self.spec, self.cache = spec, cache
+        self.query, self.keys, self.tensor, self.scores = query, keys, tensor, scores
+        self.width, self.dim = spec.isa.vector, spec.head_dim
+        self.group = spec.heads // spec.kv_heads
+
+    @staticmethod
+    def tensor(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
+        """The parameter that it reads besides query and keys."""
+        return None
+
+    def check(self) -> None:  # noqa: B027  (most have nothing to check)
+        """Emits what must hold of the parameter before it is read."""
+
+    def score(
+        self, sequence: Expr, token: Expr, head: Expr, pages: Expr, at: Expr, padded: Expr
+    ) -> None:
+        """The scores of the first ``pages`` pages, from offset ``at`` of the buffer."""
+        spec = self.spec
+        source = bind(token * spec.features + spec.offset + head * (self.group * self.dim))
+        self.sequence, self.head, self.last = sequence, head, bind(pages - 1)
+        with T.serial(pages) as page:
+            self.begin(page)
+            each_heads(
+                self.group,
+                lambda first, heads: self.page(
+                    bind(source + first * self.dim), bind(at + first * padded + page), heads, padded
+                ),
+            )
+
+    @abstractmethod
+    def begin(self, page: Expr) -> None:
+        """Finds a page, and prefetches the one after."""
+
+    @abstractmethod
+    def page(self, query: Expr, target: Expr, heads: int, padded: Expr) -> None:
+        """The scores of the page for ``heads`` query heads, the first of them at ``query``."""
+
+
+class BoundScores(PageScores):
+    """The largest product that a key within the page's bounds could have."""
+
+    @staticmethod
+    def tensor(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
+        return cache.bounds
+
+    def begin(self, page: Expr) -> None:
+        self.at = bind(self.cache.bounds_at(self.sequence, page, self.head))
+        following = T.min(page + 1, self.last)
+        after = bind(self.cache.bounds_at(self.sequence, following, self.head))
+        for line in range(0, 2 * self.dim, LANES):
+            prefetch(self.tensor, after + line)
+
+    def page(self, query: Expr, target: Expr, heads: int, padded: Expr) -> None:
+        width = self.width
+        total = Registers(heads, width)
+        for h in range(heads):
+            total[h] = splat(0.0, width)
+        whole = self.dim // width
+        with T.serial(T.int64(whole)) as step:
+            self._add(total, query, bind(step * width), width)
+        rest = Registers(heads, 1)
+        for h in range(heads):
+            rest[h] = bind(reduce_lanes(bind(total[h]), width, lambda a, b: a + b))
+        with T.serial(T.int64(self.dim - whole * width)) as d:
+            self._add(rest, query, bind(whole * width + d), 1)
+        for h in range(heads):
+            store(self.scores, target + h * padded, rest[h], 1)
+
+    def _add(self, total: Registers, query: Expr, d: Expr, width: int) -> None:
+        least = bind(load(self.tensor, self.at + d, width))
+        largest = bind(load(self.tensor, self.at + (self.dim + d), width))
+        for h in range(len(total)):
+            q = bind(load(self.query, query + (h * self.dim + d), width))
+            total[h] = total[h] + T.max(q * least, q * largest)
+
+
+class ProductScores(PageScores):
+    """The largest product of a key of the page, over all features or the channels listed."""
+
+    @staticmethod
+    def tensor(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
+        if spec.channels is None:
+            return None
+        return Tensor("channels", (spec.kv_heads, spec.channels), "int32")
+
+    def check(self) -> None:
+        if self.spec.channels is None:
+            return
+        with T.serial(T.int64(self.spec.kv_heads * self.spec.channels)) as i:
+            channel = bind(self.tensor[i])
+            require(
+                T.And(channel >= 0, channel < self.dim),
+                "select_pages: a channel is no feature of a head; channels lie between 0 and "
+                "head_dim",
+            )
+
+    def begin(self, page: Expr) -> None:
+        self.at = bind(self.cache.block(self.sequence, page, self.head))
+        following = T.min(page + 1, self.last)
+        self.after = bind(self.cache.block(self.sequence, following, self.head))
+
+    def page(self, query: Expr, target: Expr, heads: int, padded: Expr) -> None:
+        width, parts = self.width, PAGE // self.width
+        total = Registers(heads * parts, width)
+        for i in range(len(total)):
+            total[i] = splat(0.0, width)
+        count = self.dim if self.spec.channels is None else self.spec.channels
+        with T.serial(T.int64(count)) as number:
+            d = number
+            if self.spec.channels is not None:
+                d = bind(i64(self.tensor[self.head * count + number]))
+            prefetch(self.keys, self.after + d * PAGE)
+            keys = [
+                bind(load(self.keys, self.at + (d * PAGE + part * width), width))
+                for part in range(parts)
+            ]
+            for h in range(heads):
+                q = bind(splat(self.query[query + (h * self.dim + d)], width))
+                for part, key in enumerate(keys):
+                    total[h * parts + part] = total[h * parts + part] + key * q
+        for h in range(heads):
+            largest = total[h * parts]
+            for part in range(1, parts):
+                largest = T.max(largest, total[h * parts + part])
+            largest = reduce_lanes(bind(largest), width, T.max)
+            store(self.scores, target + h * padded, largest, 1)
+
+
+class OrderScores(PageScores):
+    """The page's place in the sequence."""
+
+    def page(self, query: Expr, target: Expr, heads: int, padded: Expr) -> None:
+        for h in range(heads):
+            store(self.scores, target + h * padded, T.Cast("float32", self.number), 1)
+
+    def begin(self, page: Expr) -> None:
+        self.number = page
+
+
+SCORINGS: dict[Scoring, type[PageScores]] = {
+    "bounds": BoundScores,
+    "products": ProductScores,
+    "order": OrderScores,
+}

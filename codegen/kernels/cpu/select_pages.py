@@ -1,0 +1,172 @@
+"""Chooses the pages that new tokens read: the kernel family of all selectors.
+
+for token, kv head (parallel):
+  for page, query head: score                                 # page_scores.py
+  rank of a page = largest over query heads of score - best score of the head
+  the pages of the highest ranks, ascending                   # top_ranks.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from sparsify.codegen.isa import Isa
+from sparsify.codegen.kernels.cpu.page_scores import SCORINGS, PageScores
+from sparsify.codegen.kernels.cpu.paged_cache import PAGE, WHOLE, CacheOperands
+from sparsify.codegen.kernels.cpu.simd import (
+    Expr,
+    Integer,
+    Registers,
+    Tensor,
+    arguments,
+    bind,
+    choose,
+    load,
+    prim_func,
+    reduce_lanes,
+    splat,
+    store,
+    symbol,
+)
+from sparsify.codegen.kernels.cpu.top_ranks import PADDING, TopRanks
+from sparsify.selectors import Scoring
+
+
+@dataclass(frozen=True)
+class SelectPages:
+    """The kernel's specification.
+
+    Attributes:
+        heads, kv_heads, head_dim: head ``h`` attends with key head ``h * kv_heads // heads``.
+        features: features of the tensor that holds the query, where head 0 begins at ``offset``.
+        scoring: how a page is scored.
+        channels: features of each key head that are read, None for all.
+        budget, sinks, recent: see `sparsify.ops.select_pages`.
+    """
+
+    isa: Isa
+    heads: int
+    kv_heads: int
+    head_dim: int
+    features: int
+    offset: int
+    scoring: Scoring
+    channels: int | None
+    budget: int
+    sinks: int
+    recent: int
+
+    @property
+    def name(self) -> str:
+        heads = f"h{self.heads}_{self.kv_heads}_{self.head_dim}_{self.features}p{self.offset}"
+        pages = f"{self.budget}_{self.sinks}_{self.recent}"
+        scoring = f"{self.scoring}{'' if self.channels is None else self.channels}"
+        return f"select_pages_{scoring}_{self.isa.name}_{heads}_{pages}"
+
+    def build(self) -> Any:
+        """A PrimFunc ``(query, keys[, tensor], pages, lengths, counts, layer, length, y)``.
+
+        Query is ``[batch * length, features]``. It fails when a page that a sequence holds is not
+        in the pool, a channel is no feature, or a length or a count is impossible.
+        """
+        return _Emitter(self).build()
+
+
+class _Emitter:
+    def __init__(self, spec: SelectPages) -> None:
+        self.spec = spec
+        self.width = spec.isa.vector
+        self.group = spec.heads // spec.kv_heads
+        self.cache = CacheOperands("select_pages", spec.kv_heads, spec.head_dim)
+
+    def build(self) -> Any:
+        spec, cache = self.spec, self.cache
+        scoring = SCORINGS[spec.scoring]
+        with prim_func(spec.name) as result:
+            tokens = symbol()
+            keys, _, pages = cache.tensors
+            query, keys, tensor, table, self.lengths, self.counts, layer, self.length, self.y = (
+                arguments(
+                    Tensor("query", (tokens, spec.features)),
+                    keys,
+                    scoring.tensor(spec, cache),
+                    pages,
+                    Tensor("lengths", (cache.batch,), "int64"),
+                    Tensor("counts", (cache.batch,), "int64"),
+                    Integer("layer"),
+                    Integer("length"),
+                    Tensor("y", (cache.batch, spec.kv_heads, symbol(), spec.budget), "int32"),
+                )
+            )
+            cache.bind(table, layer)
+            self.padded = bind(T.floordiv(cache.table + (PADDING - 1), PADDING) * PADDING)
+            tasks = bind(tokens * spec.kv_heads)
+            self.scores = T.alloc_buffer(
+                (tasks * (self.padded * self.group),), "float32", scope="global"
+            )
+            self.ranks = T.alloc_buffer((tasks * self.padded,), "int32", scope="global")
+            cache.check_reads(self.lengths, self.counts, self.length, WHOLE)
+            scored = scoring(spec, cache, query, keys, tensor, self.scores)
+            scored.check()
+            with T.parallel(tasks) as task:
+                self._task(task, scored)
+        return result[0]
+
+    def _task(self, task: Expr, scored: PageScores) -> None:
+        spec = self.spec
+        token, head = bind(T.floordiv(task, spec.kv_heads)), bind(T.floormod(task, spec.kv_heads))
+        sequence, index = (
+            bind(T.floordiv(token, self.length)),
+            bind(T.floormod(token, self.length)),
+        )
+        count = bind(self.counts[sequence])
+        newest = bind(T.floordiv(self.lengths[sequence] - count + index, PAGE))
+        out = bind(((sequence * spec.kv_heads + head) * self.length + index) * spec.budget)
+        read = bind(T.Select(index < count, newest + 1, T.int64(0)))
+
+        def whole() -> None:
+            with T.serial(T.int64(spec.budget)) as i:
+                page = T.Select(i < read, T.Cast("int32", i), T.int32(-1))
+                store(self.y, out + i, page, 1)
+
+        def best() -> None:
+            at = bind(task * (self.padded * self.group))
+            scored.score(sequence, token, head, newest, at, self.padded)
+            ranked = TopRanks(self.ranks, bind(task * self.padded), newest, self.width)
+            self._rank(ranked, at)
+            # The newest page is not ranked; it is read.
+            ranked.each(
+                T.int64(spec.budget - 1),
+                lambda place, page: store(self.y, out + place, T.Cast("int32", page), 1),
+            )
+            store(self.y, out + (spec.budget - 1), T.Cast("int32", newest), 1)
+
+        choose(True, read <= spec.budget, whole, best)
+
+    def _rank(self, ranked: TopRanks, scores: Expr) -> None:
+        """The largest of the heads' scores, each less the head's best; the rules on top."""
+        width, best = self.width, []
+        for head in range(self.group):
+            first = bind(scores + head * self.padded)
+            with T.serial(ranked.steps * width - ranked.count) as rest:
+                store(self.scores, first + ranked.count + rest, T.float32(float("-inf")), 1)
+            highest = Registers(1, width)
+            highest[0] = splat(float("-inf"), width)
+            with T.serial(ranked.steps) as step:
+                highest[0] = T.max(highest[0], load(self.scores, first + step * width, width))
+            best.append((first, bind(reduce_lanes(bind(highest[0]), width, T.max))))
+
+        def rank(offset: Expr) -> Expr:
+            heads = [
+                bind(load(self.scores, first + offset, width) - splat(highest, width))
+                for first, highest in best
+            ]
+            return reduce(T.max, heads)
+
+        ranked.put(rank)
+        ranked.force(T.int64(0), T.int64(self.spec.sinks))
+        ranked.force(ranked.count + 1 - self.spec.recent, T.int64(self.spec.recent - 1))

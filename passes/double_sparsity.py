@@ -1,0 +1,119 @@
+"""Decode reads the pages that a few features of the keys point to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from sparsify import ops
+from sparsify.calibration import Calibration
+from sparsify.contracts import PassContext, PassResult
+from sparsify.passes.graph import arguments
+from sparsify.passes.select_pages import PageSelection, attention_site
+from sparsify.program import Program, ProgramSet
+from sparsify.rewriter import Rewriter
+from sparsify.selectors import Channels
+
+
+@dataclass(frozen=True)
+class DoubleSparsity(PageSelection):
+    """A step reads the pages whose keys have the largest products with its query in few features.
+
+    Before::
+
+        y = paged_attention(q, keys, values, pages, lengths, counts)
+
+    After::
+
+        selected = select_pages(q, keys, [channels], pages, lengths, counts, "channels", budget)
+        y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected)
+
+    The features are those where the products of queries and keys are largest on calibration data,
+    in absolute value, over all query heads of a key head.
+
+    Attributes:
+        calibration: texts, as token ids.
+        channels: features of a key head that are read.
+
+    Raises:
+        ValueError: naming the attribute; at compile time, for a model that has no cache.
+
+    Source: Yang et al., "Post-Training Sparse Attention with Double Sparsity", 2024.
+    """
+
+    calibration: Calibration = field(kw_only=True)
+    channels: int = 8
+
+    name = "double_sparsity"
+    selector = Channels
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels < 1:
+            raise ValueError(f"DoubleSparsity: channels={self.channels} must be at least 1")
+
+    def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        if "prefill" not in programs.names:
+            raise ValueError(
+                "DoubleSparsity: pages are selected in the cache of a language model; compile one "
+                f"without example inputs, so that it generates. This one has {programs.names}"
+            )
+        chosen = important_channels(programs["prefill"], self.calibration, self.channels)
+        sizes = (self.budget, self.sinks, self.recent, self.skip_layers)
+        return _Calibrated(*sizes, chosen=chosen).run(programs, context)
+
+
+@dataclass(frozen=True)
+class _Calibrated(PageSelection):
+    """`DoubleSparsity` with the channels of each layer, int32 ``[kv_heads, channels]``."""
+
+    chosen: Mapping[int, torch.Tensor] = field(kw_only=True)
+
+    name = DoubleSparsity.name
+    selector = Channels
+
+    def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
+        layer = arguments(node)["layer"]
+        return (rewriter.add_weight(f"{attention_site(layer)}.channels", self.chosen[layer]),)
+
+
+def important_channels(
+    program: Program, calibration: Calibration, count: int
+) -> dict[int, torch.Tensor]:
+    """The features of each key head with the largest products, by layer, ascending.
+
+    A feature's products summed over all pairs of a query and a key, without their signs, are the
+    sum over queries times the sum over keys.
+    """
+    readers: dict[fx.Node, list[tuple[int, str, int, int]]] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    for node in program.graph.nodes:
+        if node.target == ops.kv_append.overload:
+            options = arguments(node)
+            _, _, kv_heads, head_dim, _ = options["keys"].meta["val"].shape
+            sizes[options["layer"]] = (int(kv_heads), int(head_dim))
+            part = (options["layer"], "key", options["offsets"][0], int(kv_heads))
+            readers.setdefault(options["key"], []).append(part)
+        elif node.target == ops.paged_attention.overload:
+            options = arguments(node)
+            part = (options["layer"], "query", options["offset"], options["heads"])
+            readers.setdefault(options["query"], []).append(part)
+    sums: dict[tuple[int, str], torch.Tensor] = {}
+
+    def watch(node: fx.Node, value: torch.Tensor) -> None:
+        for layer, kind, start, heads in readers[node]:
+            kv_heads, head_dim = sizes[layer]
+            mine = value[..., start : start + heads * head_dim].abs().double()
+            total = mine.flatten(0, -2).sum(0).view(kv_heads, -1, head_dim).sum(1)
+            sums[layer, kind] = sums.get((layer, kind), 0) + total
+
+    calibration.run(program, watch, readers)
+    found = {}
+    for layer, (_, head_dim) in sizes.items():
+        products = sums[layer, "query"] * sums[layer, "key"]
+        best = products.topk(min(count, head_dim)).indices
+        found[layer] = best.sort().values.int()
+    return found

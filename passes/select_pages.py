@@ -1,0 +1,175 @@
+"""How recipes make decode read a selection of the cache's pages: what they all do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from sparsify import ops
+from sparsify.contracts import GraphPass, PassContext
+from sparsify.ops import PAGE
+from sparsify.passes.graph import arguments, shape_of
+from sparsify.passes.sites import is_disabled
+from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
+from sparsify.selectors import PageSelector
+
+BOUNDS = "bounds"
+"""Name of the state that holds the bounds of pages."""
+
+
+@dataclass(frozen=True)
+class PageSelection(GraphPass):
+    """Base of recipes: attention of single tokens over the cache reads pages that are selected.
+
+    Before::
+
+        lengths = kv_append(keys, values, ...)
+        y = paged_attention(q, keys, values, pages, lengths, counts)
+
+    After::
+
+        lengths = kv_append(keys, values, ...)
+        selected = select_pages(q, keys, [...], pages, lengths, counts, selector, budget)
+        y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected)
+
+    Contexts of at most ``budget`` tokens are read whole, as before. Prefill is left alone.
+
+    Attributes:
+        budget: tokens that are read at most, a multiple of 16.
+        sinks: first tokens of a sequence, which are always read, rounded up to pages.
+        recent: latest tokens that are always read, rounded up to pages.
+        skip_layers: so many layers from the first read everything.
+
+    Raises:
+        ValueError: naming the attribute.
+    """
+
+    budget: int = 512
+    sinks: int = PAGE
+    recent: int = PAGE
+    skip_layers: int = 2
+
+    tolerance = float("inf")
+    selector: ClassVar[type[PageSelector]]
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        if self.budget % PAGE or self.budget <= 0:
+            raise ValueError(
+                f"{kind}: budget={self.budget} must be a multiple of {PAGE} tokens, those of a page"
+            )
+        if self.sinks < 0 or self.recent < 1 or self.skip_layers < 0:
+            raise ValueError(
+                f"{kind}: sinks={self.sinks} and skip_layers={self.skip_layers} must be at least "
+                f"0, recent={self.recent} at least 1"
+            )
+        if self.budget <= PAGE * sum(self._always):
+            raise ValueError(
+                f"{kind}: budget={self.budget} leaves nothing to choose beside sinks={self.sinks} "
+                f"and recent={self.recent}, in pages of {PAGE} tokens"
+            )
+
+    @property
+    def _always(self) -> tuple[int, int]:
+        """Pages of sinks, and recent ones."""
+        return -(-self.sinks // PAGE), -(-self.recent // PAGE)
+
+    def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
+        before: fx.Node | None = None
+        for node in rewriter.nodes:
+            if node.target != ops.paged_attention.overload:
+                continue
+            layer = arguments(node)["layer"]
+            site = f"{rewriter.name}.{attention_site(layer)}"
+            reason = self._unfit(node)
+            if reason is None and is_disabled(site, context.disabled_sites):
+                reason = "switched off"
+            if reason is None:
+                with rewriter.graph.inserting_before(node):
+                    tensors = self.tensors(rewriter, node)
+                if shape_of(arguments(node)["query"])[1] != 1:
+                    reason = "pages are selected for single tokens, these are many"
+            if reason is not None:
+                yield Decision(site, "attention", "skipped", reason, self.name)
+                continue
+            with rewriter.graph.inserting_before(node):
+                selected, before = self.select(rewriter, node, tensors, before)
+            if selected is not None:
+                set_arguments(node, selected=selected)
+            reason = self.done(layer)
+            yield Decision(site, "attention", "rewritten", reason, self.name)
+
+    def done(self, layer: int) -> str:
+        """What was done to a layer's attention."""
+        return f"reads at most {self.budget} tokens, in pages that {self.selector.name} selects"
+
+    def _unfit(self, node: fx.Node) -> str | None:
+        """Why an attention stays as it is, however many tokens it is of."""
+        options = arguments(node)
+        if options["selected"] is not None:
+            return "another recipe has selected its pages"
+        if options["layer"] < self.skip_layers:
+            return f"the first {self.skip_layers} layers read everything"
+        if options["window"]:
+            return f"it reads a window of {options['window']} tokens alone"
+        return None
+
+    def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
+        """What the selector reads at an attention besides the query and the keys.
+
+        Asked for attention of many tokens too, which may have to keep it up.
+        """
+        return ()
+
+    def select(
+        self,
+        rewriter: Rewriter,
+        node: fx.Node,
+        tensors: Sequence[fx.Node],
+        before: fx.Node | None,
+    ) -> tuple[fx.Node | None, fx.Node | None]:
+        """What an attention of single tokens reads, None for all, and what layers after it get.
+
+        Args:
+            before: what the layer before it left to this one.
+        """
+        return self.call(rewriter, node, tensors), None
+
+    def call(self, rewriter: Rewriter, node: fx.Node, tensors: Sequence[fx.Node]) -> fx.Node:
+        """Adds the selection for an attention."""
+        options = arguments(node)
+        first, rest = ("query", "keys"), ("pages", "lengths", "counts", "layer", "heads", "offset")
+        sinks, recent = self._always
+        return rewriter.call(
+            ops.select_pages.overload,
+            (
+                *(options[name] for name in first),
+                list(tensors),
+                *(options[name] for name in rest),
+                *(self.selector.name, self.budget // PAGE, sinks, recent),
+            ),
+        )
+
+
+def attention_site(layer: int) -> str:
+    return f"layers.{layer}.attention"
+
+
+def set_arguments(node: fx.Node, **changed: object) -> None:
+    """Replaces operands of a call by the names of its schema."""
+    node.args, node.kwargs = tuple({**arguments(node), **changed}.values()), {}
+
+
+def keep_bounds(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """Has the bounds of an attention's pages kept up before it; returns the state."""
+    options = arguments(node)
+    layers, pages, kv_heads, head_dim, _ = shape_of(options["keys"])
+    bounds = rewriter.add_state(BOUNDS, (layers, pages, kv_heads, 2, head_dim))
+    names = ("keys", "pages", "lengths", "counts", "layer")
+    lengths = rewriter.call(ops.page_bounds.overload, (bounds, *(options[name] for name in names)))
+    set_arguments(node, lengths=lengths)
+    return bounds

@@ -1,0 +1,96 @@
+"""What a router is: a rule that sends each token to some of the experts, and the registry of rules.
+
+A router is a frozen dataclass whose fields are integers; its spec is text,
+``softmax_top_k{k=2,normalise=1}``. Numbers that are not integers, and what was trained, are in
+tensors beside it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparsify.specs import Registry, spec_of
+
+Routes = tuple[torch.Tensor, torch.Tensor]
+"""Experts, int32 ``[tokens, slots]``, and their weights, float32; see `Router.route`."""
+
+UNUSED = -1
+"""The expert of a slot that a token leaves empty."""
+
+
+@dataclass(frozen=True)
+class Router(ABC):
+    """A rule that chooses experts for each token, whatever the other tokens are."""
+
+    name: ClassVar[str]
+    parameters: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameter tensors, in the order in which operators carry them."""
+
+    @abstractmethod
+    def route(self, logits: torch.Tensor, *parameters: torch.Tensor) -> Routes:
+        """The experts of each token and what their results are weighted with.
+
+        Args:
+            logits: float32 ``[tokens, width]``.
+
+        Returns:
+            Both ``[tokens, slots]``; slots that a token does not use come last, with the expert -1
+            and the weight 0. No token has an expert twice.
+        """
+
+    def experts(self, width: int) -> int:
+        """How many experts there are when each token has so many logits."""
+        return width
+
+    def slots(self, experts: int) -> int:
+        """The most experts of a token."""
+        return experts
+
+    def shapes(self, experts: int) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the parameter tensors, which are float32."""
+        return ()
+
+    def check(self, width: int, parameters: Sequence[torch.Tensor]) -> None:
+        """Raises ValueError, naming the cause, unless logits and parameters fit the router."""
+        experts = self.experts(width)
+        if not 0 < self.slots(experts) <= experts:
+            raise ValueError(
+                f"router {self.spec}: chooses {self.slots(experts)} of {experts} experts; "
+                "it must be at least one and at most all"
+            )
+        wanted = self.shapes(experts)
+        found = tuple(tuple(p.shape) for p in parameters)
+        if found != wanted:
+            names = ", ".join(self.parameters) or "no parameters"
+            raise ValueError(
+                f"router {self.spec}: takes {names} of shapes {list(wanted)} for {experts} "
+                f"experts; given are {list(found)}"
+            )
+
+    @property
+    def spec(self) -> str:
+        return spec_of(self)
+
+    def __str__(self) -> str:
+        return self.spec
+
+
+def used(experts: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> Routes:
+    """Routes whose slots are empty where they are not chosen."""
+    return (
+        experts.masked_fill(~chosen, UNUSED).to(torch.int32),
+        weights.masked_fill(~chosen, 0.0),
+    )
+
+
+ROUTERS: Registry[Router] = Registry("router")
+"""Every router by its name."""
+
+register = ROUTERS.register
+router_names = ROUTERS.names
+parse = ROUTERS.parse

@@ -1,0 +1,34 @@
+"""A dense gate that training made sparse by cooling it, at its last temperature.
+
+Source: Nie et al., "EvoMoE: An Evolutional Mixture-of-Experts Training Framework via
+Dense-To-Sparse Gate", 2021; without the noise of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sparsify.routers.base import Router, Routes, register, used
+
+
+@register
+@dataclass(frozen=True)
+class Temperature(Router):
+    """Every expert whose ``softmax(logits / temperature)`` exceeds ``threshold``, weighted by it.
+
+    The most probable expert is always chosen.
+    """
+
+    name = "temperature"
+    parameters = ("temperature", "threshold")
+
+    def shapes(self, experts: int) -> tuple[tuple[int, ...], ...]:
+        return (1,), (1,)
+
+    def route(self, logits: torch.Tensor, *parameters: torch.Tensor) -> Routes:
+        temperature, threshold = parameters
+        weights, experts = (logits / temperature).softmax(-1).sort(-1, descending=True)
+        first = torch.arange(logits.shape[-1]) == 0
+        return used(experts, weights, (weights > threshold) | first)

@@ -1,0 +1,28 @@
+"""Pages by the largest product that a key within their bounds could have.
+
+Source: Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", 2024.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sparsify.selectors.base import PageSelector, register
+
+
+@register
+@dataclass(frozen=True)
+class PageBounds(PageSelector):
+    """The sum over features of the larger product with the least or the largest key."""
+
+    name = "page_bounds"
+    scoring = "bounds"
+    tensors = ("bounds",)
+
+    def scores(
+        self, query: torch.Tensor, keys: torch.Tensor, **tensors: torch.Tensor
+    ) -> torch.Tensor:
+        products = query[:, None, None] * tensors["bounds"]
+        return products.amax(2).sum(-1)

@@ -1,0 +1,155 @@
+"""Recipes that select pages for decode: graphs, decisions, eager results, generation."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import sparsify
+from sparsify.calibration import Calibration
+from sparsify.contracts import PassContext
+from sparsify.frontend.causal_lm import import_causal_lm
+from sparsify.ops import PAGE, CacheShape
+from sparsify.passes import PORTABLE, run_pipeline
+from sparsify.passes.double_sparsity import important_channels
+from sparsify.passes.graph import arguments
+from sparsify.passes.select_pages import PageSelection
+from sparsify.program import Program, ProgramSet
+from tests.tiny_lm import MODELS, own_tokens, prompts
+
+TEXTS = Calibration([torch.arange(50) % 61, torch.arange(20) * 7 % 61])
+SMALL: dict[str, Any] = {"budget": 48, "skip_layers": 0}
+RECIPES: dict[str, PageSelection] = {
+    "quest": sparsify.Quest(**SMALL),
+    "double_sparsity": sparsify.DoubleSparsity(**SMALL, calibration=TEXTS, channels=2),
+    "tidal_decode": sparsify.TidalDecode(**SMALL, selecting=(0,)),
+    "streaming_window": sparsify.StreamingWindow(**SMALL),
+}
+
+
+@pytest.fixture(scope="module")
+def llama() -> ProgramSet:
+    return run_pipeline(import_causal_lm(MODELS["llama"]()), PORTABLE).programs
+
+
+def calls(program: Program, name: str) -> list[Any]:
+    return [n for n in program.graph.nodes if f"sparsify.{name}." in str(n.target)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_decode_selects_and_prefill_does_not(llama: ProgramSet, name: str) -> None:
+    result = run_pipeline(llama, [RECIPES[name]], PassContext())
+    decode, prefill = result.programs["decode"], result.programs["prefill"]
+    assert not calls(prefill, "select_pages")
+    selections, attentions = calls(decode, "select_pages"), calls(decode, "paged_attention")
+    if name == "tidal_decode":
+        assert len(selections) == 1
+        assert [arguments(n)["selected"] for n in attentions] == [None, *selections]
+    else:
+        assert [arguments(n)["selected"] for n in attentions] == selections and len(selections) == 2
+    sites = {d.site: d.verdict for d in result.decisions}
+    assert sites == {
+        **{f"prefill.layers.{layer}.attention": "skipped" for layer in (0, 1)},
+        **{f"decode.layers.{layer}.attention": "rewritten" for layer in (0, 1)},
+    }
+    kept = ["bounds"] if name == "quest" else []
+    for program in result.programs:
+        assert [n.name for n in program.state()] == ["keys", "values", *kept]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("length", [20, 100])
+def test_a_budget_of_the_whole_context_changes_nothing(
+    llama: ProgramSet, name: str, length: int
+) -> None:
+    """48 tokens are all of the shorter context; of the longer they are not."""
+    shape = CacheShape(2, 2, 6)
+    rewritten = run_pipeline(llama, [RECIPES[name]]).programs
+    found = []
+    for programs in (llama, rewritten):
+        width = length // PAGE + 1
+        keys, values = shape.zeros(width)
+        pages = torch.randperm(width, generator=torch.Generator().manual_seed(2))[None].int()
+        beside = {
+            node.name: torch.full((2, width, 2, 2, 6), torch.nan)
+            for node in programs["decode"].state()
+            if node.name == "bounds"
+        }
+        logits = []
+        ids, start = torch.arange(length)[None] % 61, torch.tensor([0])
+        for entry, piece in (
+            ("prefill", ids[:, :-3]),
+            *(("decode", ids[:, -i:][:, :1]) for i in (3, 2, 1)),
+        ):
+            count = torch.tensor([piece.shape[1]])
+            given = (piece, pages, start, count, keys, values)
+            logits.append(programs[entry].run(*given, **beside))
+            start = start + count
+        found.append(torch.cat(logits))
+    same = torch.isclose(*found, atol=1e-5, rtol=1e-5).all(1).tolist()
+    assert same == ([True] * 4 if length == 20 else [True, False, False, False])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_generation_with_a_recipe(name: str, tmp_path: Any) -> None:
+    """Kernels and eager references agree from text to text, in this process and from a file."""
+    model = MODELS["llama"]()
+    compiled = sparsify.compile(model, recipe=RECIPES[name], num_threads=2, cache=False)
+    assert [r.kind for r in compiled.compiled.entry("decode").plan.regions] == ["compiled"]
+    short, long = prompts(61, [10, 150])
+    assert compiled.generate([short], max_new_tokens=12)[0, 10:].tolist() == own_tokens(
+        model, short, 12
+    )
+    rows = compiled.generate([long, short], max_new_tokens=8)
+    assert rows[1, 10:18].tolist() != []
+    compiled.save(tmp_path / "model.sparsify")
+    again = sparsify.load(tmp_path / "model.sparsify")
+    assert torch.equal(again.generate([long, short], max_new_tokens=8), rows)
+
+
+def test_layers_that_are_skipped_and_layers_with_a_window() -> None:
+    programs = run_pipeline(import_causal_lm(MODELS["gemma3"]()), PORTABLE).programs
+    result = run_pipeline(programs, [sparsify.Quest(budget=48, skip_layers=1)])
+    assert len(calls(result.programs["decode"], "select_pages")) == 1
+    reasons = [d.reason for d in result.decisions if d.site.startswith("decode")]
+    assert "read everything" in reasons[0] and "window of 5 tokens" in reasons[2]
+    again = run_pipeline(result.programs, [sparsify.StreamingWindow(budget=48, skip_layers=1)])
+    assert "another recipe" in [d.reason for d in again.decisions if d.site.startswith("decode")][1]
+
+
+def test_important_channels_have_the_largest_products(llama: ProgramSet) -> None:
+    program, text = llama["prefill"], Calibration([torch.arange(30) % 61])
+    append, attention = (arguments(calls(program, n)[0]) for n in ("kv_append", "paged_attention"))
+    seen: list[torch.Tensor] = []
+    text.run(program, lambda _, value: seen.append(value), [append["key"]])
+    total = torch.zeros(2, 6)
+    for head in range(4):
+        q = seen[0][0, :, attention["offset"] + head * 6 :][:, :6]
+        k = seen[0][0, :, append["offsets"][0] + head // 2 * 6 :][:, :6]
+        total[head // 2] += (q[:, None] * k).abs().sum((0, 1))
+    found = important_channels(program, text, 2)[0]
+    assert found.dtype == torch.int32
+    assert found.tolist() == total.topk(2).indices.sort().values.tolist()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"budget": 40}, "multiple of 16"),
+        ({"budget": 0}, "multiple of 16"),
+        ({"budget": 32}, "leaves nothing to choose"),
+        ({"sinks": 600}, "leaves nothing to choose"),
+        ({"recent": 0}, "at least 1"),
+        ({"skip_layers": -1}, "at least 0"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sparsify.Quest(**options)
+
+
+def test_a_recipe_for_a_cache_is_refused_by_a_model_without_one() -> None:
+    model = torch.nn.Linear(3, 3).eval()
+    recipe = sparsify.DoubleSparsity(calibration=TEXTS)
+    with pytest.raises(ValueError, match="without example inputs"):
+        sparsify.compile(model, (torch.randn(2, 3),), recipe=recipe, cache=False)
