@@ -35,14 +35,18 @@ _KERNELS: dict[Any, tuple[str, ...]] = {
     ops.gate.overload: ("x",),
     ops.gated.overload: ("x",),
     ops.fused_attention.overload: ("query", "key", "value"),
+    ops.block_attention.overload: ("query", "key", "value"),
     ops.paged_attention.overload: ("query",),
+    ops.select_blocks.overload: ("query",),
     ops.kv_append.overload: ("key", "value"),
 }
 """Operators whose kernels work in lanes, and which of their operands are activations."""
 
 _EXTENTS: dict[Any, tuple[tuple[str, int], ...]] = {
     ops.fused_attention.overload: (("query", 0), ("query", 1), ("key", 1)),
+    ops.block_attention.overload: (("query", 0), ("query", 1), ("key", 1)),
     ops.paged_attention.overload: (("query", 0), ("query", 1)),
+    ops.select_blocks.overload: (("query", 0), ("query", 1)),
     ops.kv_append.overload: (("key", 0), ("key", 1)),
 }
 """Operators that are told their row-major extents; all others have a flag ``lanes``."""

@@ -11,7 +11,7 @@ Kernels", 2024.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -25,8 +25,8 @@ BLOCK = 64
 
 HIDDEN, PARTIAL, FULL = 0, 1, 2
 
-_MULTIPLE = 16
-"""Blocks begin at lane groups."""
+_MULTIPLES = (32, 16)
+"""Of queries, whole tiles of a kernel; of keys, whole lane groups."""
 
 _AT_ONCE = 1 << 24
 """Elements of a mask that are evaluated together: bounds the memory of building."""
@@ -43,7 +43,7 @@ class BlockMask:
         counts: int32 ``[batch, heads, query_blocks]``, partial blocks of keys.
         indices: int32 ``[batch, heads, query_blocks, most]``, which, ascending; the rest is zero.
         full_counts, full_indices: likewise, of the full blocks.
-        block: queries and keys of a block; multiples of 16.
+        block: queries and keys of a block; multiples of 32 and of 16.
         lengths: queries and keys in all; the last blocks may be shorter.
         mask_mod: what is seen in partial blocks; None: unknown here, a mask tensor says it.
     """
@@ -67,7 +67,7 @@ class BlockMask:
         """From `HIDDEN`, `PARTIAL` or `FULL` of each block, ``[batch, heads, rows, columns]``.
 
         Raises:
-            ValueError: for a block that is no multiple of 16, or a number of blocks that does not
+            ValueError: for blocks that are no such multiples, or a number of them that does not
                 cover ``lengths``.
         """
         expected = _blocks_of(lengths, block)
@@ -209,12 +209,20 @@ def spread_kinds(
     return wide[..., : lengths[0], : lengths[1]]
 
 
-def _blocks_of(lengths: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
-    if any(size < _MULTIPLE or size % _MULTIPLE for size in block):
+def check_block(block: Sequence[int]) -> None:
+    """Refuses sizes of blocks that kernels cannot read whole."""
+    sound = len(block) == 2 and all(
+        n > 0 and n % m == 0 for n, m in zip(block, _MULTIPLES, strict=True)
+    )
+    if not sound:
         raise ValueError(
-            f"BlockMask: blocks of {block[0]} queries and {block[1]} keys; both must be multiples "
-            f"of {_MULTIPLE}"
+            f"block sizes {tuple(block)}: there must be two, queries as a multiple of "
+            f"{_MULTIPLES[0]} and keys as one of {_MULTIPLES[1]}"
         )
+
+
+def _blocks_of(lengths: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
+    check_block(block)
     rows, columns = (-(-length // size) for length, size in zip(lengths, block, strict=True))
     return rows, columns
 

@@ -27,7 +27,7 @@ def bands() -> list[tuple[Band, tuple[int, int], tuple[int, int]]]:
         (
             Band(chance.random() < 0.5, chance.choice((0, 1, 5, 16, 17, 40, 100)), sinks),
             (chance.randint(1, 90), chance.randint(1, 90)),
-            (chance.choice((16, 32, 48)), chance.choice((16, 32))),
+            (chance.choice((32, 64, 96)), chance.choice((16, 32, 48))),
         )
         for sinks in (0, 1, 4, 16, 20)
         for _ in range(8)
@@ -51,11 +51,11 @@ def test_every_way_of_building_gives_the_same_blocks(band, lengths, block) -> No
 
 def test_kinds_say_what_their_blocks_hold() -> None:
     seen = torch.rand(2, 3, 70, 90) < 0.5
-    seen[0, :, 16:32] = True
+    seen[0, :, 32:64] = True
     seen[1, 1, :, 32:64] = False
-    kinds = BlockMask.of_dense(seen, (16, 32)).kinds
+    kinds = BlockMask.of_dense(seen, (32, 16)).kinds
     for b, h, row, column in torch.cartesian_prod(*map(torch.arange, kinds.shape)):
-        part = seen[b, h, row * 16 : row * 16 + 16, column * 32 : column * 32 + 32]
+        part = seen[b, h, row * 32 : row * 32 + 32, column * 16 : column * 16 + 16]
         kind = FULL if part.all() else PARTIAL if part.any() else HIDDEN
         assert kinds[b, h, row, column] == kind
 
@@ -75,32 +75,32 @@ def test_flex_attention_makes_the_same_blocks() -> None:
 
 def test_building_takes_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions see runs of queries, and results are kept for each shape."""
-    monkeypatch.setattr(block_mask, "_AT_ONCE", 16 * 64)
+    monkeypatch.setattr(block_mask, "_AT_ONCE", 32 * 64)
     calls = []
 
     def mod(b, h, q, k):
         calls.append(q.shape[0] * k.shape[0])
         return q >= k
 
-    first = BlockMask.of_mask_mod(mod, (160, 64), block=(16, 16))
-    assert len(calls) == 10 and set(calls) == {16 * 64}
-    assert BlockMask.of_mask_mod(mod, (160, 64), block=(16, 16)) is first
-    assert BlockMask.of_mask_mod(mod, (176, 64), block=(16, 16)) is not first
+    first = BlockMask.of_mask_mod(mod, (320, 64), block=(32, 16))
+    assert len(calls) == 10 and set(calls) == {32 * 64}
+    assert BlockMask.of_mask_mod(mod, (320, 64), block=(32, 16)) is first
+    assert BlockMask.of_mask_mod(mod, (352, 64), block=(32, 16)) is not first
 
 
 def test_density_counts_blocks() -> None:
-    mask = BlockMask.of_band(Band(causal=True), (128, 128), (16, 16))
-    assert mask.density == 36 / 64
+    mask = BlockMask.of_band(Band(causal=True), (128, 128), (32, 32))
+    assert mask.density == 10 / 16
     assert BlockMask.of_band(Band(), (100, 100)).density == 1
 
 
 def test_wrong_blocks_are_refused() -> None:
-    with pytest.raises(ValueError, match="multiples of 16"):
-        BlockMask.of_band(Band(), (64, 64), (24, 64))
+    with pytest.raises(ValueError, match="multiple of 32"):
+        BlockMask.of_band(Band(), (64, 64), (48, 64))
     with pytest.raises(ValueError, match=r"need \[batch, heads, 4, 4\]"):
-        BlockMask.of_kinds(torch.zeros(1, 1, 4, 5), (64, 64), (16, 16))
+        BlockMask.of_kinds(torch.zeros(1, 1, 4, 5), (128, 128), (32, 32))
     with pytest.raises(ValueError, match="at least 0"):
         Band(window=-1)
-    lists = BlockMask.of_kinds(torch.ones(1, 1, 4, 4), (64, 64), (16, 16))
+    lists = BlockMask.of_kinds(torch.ones(1, 1, 4, 4), (128, 128), (32, 32))
     with pytest.raises(ValueError, match="mask_mod"):
         lists.to_dense()

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import optimization_hint
 from tvm import tirx
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.attention import Attention
 from sparsify.codegen.kernels.cpu.attention_mask import QUERY_PADDING, AttentionMask, MaskShape
 from sparsify.codegen.kernels.cpu.kv_append import KvAppend
-from sparsify.codegen.kernels.cpu.paged_cache import Scores
+from sparsify.codegen.kernels.cpu.list_blocks import ListBlocks
 from sparsify.codegen.kernels.cpu.paged_decode import PagedDecode
 from sparsify.codegen.kernels.cpu.paged_prefill import PagedPrefill
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.operators.arguments import (
     arguments_of,
     extents_of,
@@ -32,6 +34,9 @@ from sparsify.ops import expected_tokens
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
 
+_WIDEST_TILE = 32
+"""Queries of a tile, at most; others divide it."""
+
 
 def query_vectors(isa: Isa) -> int:
     """Query tile of attention, in vectors: the keys' scores must fit the registers beside it."""
@@ -39,7 +44,27 @@ def query_vectors(isa: Isa) -> int:
     return wide if isa.registers >= 32 else max(1, wide // 2)
 
 
+_WIDE_QUERIES = 512
+"""Queries of a sequence from which tiles are wide."""
+
+
 def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
+    return _attention(node, lowering, (), None, 0.0)
+
+
+def convert_block_attention(node: fx.Node, lowering: Lowering) -> Any:
+    a = arguments_of(node)
+    lists = [lowering.tensor(tensor) for tensor in a["blocks"]]
+    return _attention(node, lowering, lists, (a["block"][0], a["block"][1]), a["skip"])
+
+
+def _attention(
+    node: fx.Node,
+    lowering: Lowering,
+    lists: Sequence[Any],
+    block: tuple[int, int] | None,
+    skip: float,
+) -> Any:
     a = arguments_of(node)
     query, key, value = (lowering.tensor(a[name]) for name in ("query", "key", "value"))
     in_lanes = bool(a["extents"])
@@ -58,17 +83,41 @@ def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
         a["head_dim"],
         tuple(int(shape_of(t)[1]) for t in (query, key, value)),  # type: ignore[arg-type]
         tuple(a["offsets"]),
-        a["scale"],
+        Scores(a["scale"], a["window"], a["softcap"]),
         a["causal"],
+        a["sinks"],
         mask_shape,
-        query_vectors(isa),
+        _tile_vectors(isa, block, _expected_queries(a)),
+        block,
+        skip,
     )
     groups = lowering.extent(node.meta["val"].shape[0])
     if not in_lanes:
         groups = lane_groups(extents[0] * extents[1])
     shape = (groups, a["heads"] * a["head_dim"], LANES)
-    y = lowering.call_kernel(kernel, [query, key, value, mask], shape, extents)
+    y = lowering.call_kernel(kernel, [query, key, value, mask, *lists], shape, extents)
     return y if in_lanes else from_lanes(lowering, y, extents[:2])
+
+
+def _expected_queries(a: dict[str, Any]) -> int:
+    """Of a sequence, in the example inputs."""
+    if a["extents"]:
+        length = a["extents"][1]
+        queries = length.meta["val"] if isinstance(length, fx.Node) else length
+    else:
+        queries = a["query"].meta["val"].shape[1]
+    return queries if isinstance(queries, int) else optimization_hint(queries, fallback=1)
+
+
+def _tile_vectors(isa: Isa, block: tuple[int, int] | None, queries: int) -> int:
+    """Where registers allow, tiles of many queries are twice as wide: keys are read half as often.
+
+    Few queries would fill too little of the last tile.
+    """
+    vectors = query_vectors(isa)
+    wide = 2 * vectors
+    fits = queries >= _WIDE_QUERIES if block is None else block[0] % (wide * LANES) == 0
+    return wide if fits and isa.vector == LANES else vectors
 
 
 def _prepared_mask(
@@ -95,6 +144,13 @@ def _prepared_mask(
 
 def _varies(extent: int | torch.SymInt) -> bool:
     return not (isinstance(extent, int) and extent == 1)
+
+
+def convert_list_blocks(node: fx.Node, lowering: Lowering) -> Any:
+    marks = lowering.tensor(arguments_of(node)["marks"])
+    rows = flat(lowering, marks)
+    listed = lowering.call_kernel(ListBlocks(), [rows], shape_of(rows), dtype="int32")
+    return lowering.reshape(listed, shape_of(marks))
 
 
 def convert_kv_append(node: fx.Node, lowering: Lowering) -> Any:
@@ -140,8 +196,31 @@ def convert_paged_attention(node: fx.Node, lowering: Lowering) -> Any:
         return lowering.reshape(y, (*leading, features))
     query = query if in_lanes else to_lanes(lowering, query)
     prefill = PagedPrefill(
-        isa, *heads, int(shape_of(query)[1]), a["offset"], scores, query_vectors(isa)
+        isa,
+        *heads,
+        int(shape_of(query)[1]),
+        a["offset"],
+        scores,
+        query_vectors(isa),
+        None if a["selected"] is None else tuple(a["block"]),
     )
     shape = (shape_of(query)[0], features, LANES)
     y = lowering.call_kernel(prefill, [query, keys, *rest], shape, integers)
     return y if in_lanes else from_lanes(lowering, y, leading)
+
+
+def refuse_paged_attention(node: fx.Node) -> str | None:
+    """Lists of selected blocks that the kernels do not read."""
+    a = arguments_of(node)
+    if a["selected"] is None:
+        return None
+    if a["window"]:
+        return "there is no kernel for selected blocks of keys within a window"
+    lists, cache = (a[name].meta["val"].shape for name in ("selected", "keys"))
+    if not a["extents"] and expected_tokens(a["query"].meta["val"]) <= FEW_TOKENS:
+        if list(a["block"]) == [1, 1] and lists[1] == cache[2]:
+            return None
+        return "for few tokens, pages must be selected one by one, for each token and key head"
+    if a["block"][0] % _WIDEST_TILE == 0:
+        return None
+    return f"blocks of {a['block'][0]} queries are not made of tiles of {_WIDEST_TILE}"

@@ -8,10 +8,17 @@ from torch import fx
 from tvm import tirx
 
 from sparsify.codegen.kernels.cpu.page_bounds import PageBounds
+from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
 from sparsify.codegen.kernels.cpu.select_pages import SelectPages
-from sparsify.codegen.operators.arguments import arguments_of, flat, shape_of
+from sparsify.codegen.operators.arguments import (
+    arguments_of,
+    extents_of,
+    flat,
+    shape_of,
+    to_lanes,
+)
 from sparsify.ops import PAGE
-from sparsify.selectors import parse
+from sparsify.selectors import BlockSelector, PageSelector, block_selector, page_selector
 
 if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
@@ -30,15 +37,22 @@ def convert_page_bounds(node: fx.Node, lowering: Lowering) -> Any:
 
 
 def refuse_select_pages(node: fx.Node) -> str | None:
-    selector = parse(arguments_of(node)["selector"])
+    return _refused(page_selector(arguments_of(node)["selector"]))
+
+
+def refuse_select_blocks(node: fx.Node) -> str | None:
+    return _refused(block_selector(arguments_of(node)["selector"]))
+
+
+def _refused(selector: PageSelector | BlockSelector) -> str | None:
     if selector.scoring is not None:
         return None
-    return f"selector {selector.spec} has no kernel, only its reference"
+    return f"selector {selector.name} has no kernel, only its reference"
 
 
 def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
     a = arguments_of(node)
-    selector = parse(a["selector"])
+    selector = page_selector(a["selector"])
     assert selector.scoring is not None, "refused"
     query, keys = lowering.tensor(a["query"]), lowering.tensor(a["keys"])
     tensors = [lowering.tensor(tensor) for tensor in a["tensors"]]
@@ -63,3 +77,39 @@ def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
     operands = [flat(lowering, query), keys, *tensors, *rest]
     shape = (batch, kv_heads, length, a["budget"])
     return lowering.call_kernel(kernel, operands, shape, integers, "int32")
+
+
+def convert_select_blocks(node: fx.Node, lowering: Lowering) -> Any:
+    a = arguments_of(node)
+    selector = block_selector(a["selector"])
+    assert selector.scoring is not None, "refused"
+    query, keys, pages = (lowering.tensor(a[name]) for name in ("query", "keys", "pages"))
+    in_lanes = bool(a["extents"])
+    batch, length = extents_of(lowering, a["extents"]) if in_lanes else shape_of(query)[:2]
+    query = query if in_lanes else to_lanes(lowering, query)
+    kv_heads, head_dim = (int(extent) for extent in shape_of(keys)[2:4])
+    kernel = SelectBlocks(
+        lowering.target.isa,
+        a["heads"],
+        kv_heads,
+        head_dim,
+        int(shape_of(query)[1]),
+        a["offset"],
+        a["scale"],
+        selector.scoring,
+        bool(selector.tensors),
+        tuple(a["block"]),
+        a["density"],
+        a["mass"],
+        a["sinks"],
+        a["recent"],
+    )
+    rows, columns = (
+        tirx.floordiv(count + (size - 1), size)
+        for count, size in zip((length, shape_of(pages)[1]), a["block"], strict=True)
+    )
+    tensors = [lowering.tensor(tensor) for tensor in a["tensors"]]
+    rest = [pages, *(lowering.tensor(a[name]) for name in ("lengths", "counts"))]
+    integers = [tirx.IntImm("int64", a["layer"]), length]
+    shape = (batch, a["heads"], rows, columns)
+    return lowering.call_kernel(kernel, [query, keys, *tensors, *rest], shape, integers, "int32")

@@ -2,13 +2,15 @@
 
 from sparsify.ops.active import active_linear, gated_linear, union_share
 from sparsify.ops.attention import block_attention, fused_attention
+from sparsify.ops.block_selection import DENSITY_STEPS, select_blocks
 from sparsify.ops.experts import ExpertsShape, experts
 from sparsify.ops.gate import gate
 from sparsify.ops.gated import gated
-from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
+from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention, seen_blocks
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
 from sparsify.ops.library import OPERATORS, Operator
 from sparsify.ops.linear import ACTIVATIONS, sparse_linear
+from sparsify.ops.list_blocks import list_blocks
 from sparsify.ops.norm import fused_norm
 from sparsify.ops.page_selection import page_bounds, select_pages
 from sparsify.ops.rotary import rotary
@@ -19,6 +21,7 @@ LINEARS = frozenset(operator.overload for operator in (sparse_linear, active_lin
 
 __all__ = [
     "ACTIVATIONS",
+    "DENSITY_STEPS",
     "LINEARS",
     "OPERATORS",
     "PAGE",
@@ -36,10 +39,13 @@ __all__ = [
     "gated",
     "gated_linear",
     "kv_append",
+    "list_blocks",
     "page_bounds",
     "paged_attention",
     "rotary",
     "route",
+    "seen_blocks",
+    "select_blocks",
     "select_pages",
     "sparse_linear",
     "to_lanes",

@@ -8,7 +8,7 @@ import torch
 
 from sparsify.ops.kv_cache import PAGE
 from sparsify.ops.library import declare
-from sparsify.selectors import parse
+from sparsify.selectors import page_selector
 
 
 def _fake_bounds(
@@ -71,7 +71,7 @@ def _fake_select(
     sinks: int = 1,
     recent: int = 1,
 ) -> torch.Tensor:
-    wanted = parse(selector).tensors
+    wanted = page_selector(selector).tensors
     torch._check(
         len(tensors) == len(wanted),
         lambda: f"select_pages: {selector} takes {list(wanted)}, {len(tensors)} tensors were given",
@@ -126,7 +126,7 @@ def select_pages(
         and -1 behind the last; none at all for a query that is padding.
     """
     _, _, kv_heads, head_dim, _ = keys.shape
-    chosen_by, group = parse(selector), heads // kv_heads
+    chosen_by, group = page_selector(selector), heads // kv_heads
     found = torch.full((query.shape[0], kv_heads, query.shape[1], budget), -1, dtype=torch.int32)
     for row in range(query.shape[0]):
         for token in range(int(counts[row])):

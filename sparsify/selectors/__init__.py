@@ -1,19 +1,39 @@
-"""Which pages of the cache a query reads: one file a method, each with its plain reference."""
+"""What a query reads of its keys, pages or blocks: one file a method, each with a reference."""
 
-from sparsify.selectors.base import PageSelector, Scoring, parse, register, selector_names
+from sparsify.selectors.base import (
+    BlockScoring,
+    BlockSelector,
+    BlockView,
+    PageSelector,
+    Scoring,
+    block_selector,
+    page_selector,
+    register,
+    selector_names,
+)
+from sparsify.selectors.block_gate import BlockGate
 from sparsify.selectors.channels import Channels
 from sparsify.selectors.exact import Exact
 from sparsify.selectors.latest import Latest
 from sparsify.selectors.page_bounds import PageBounds
+from sparsify.selectors.pooled import Pooled
+from sparsify.selectors.vertical_slash import VerticalSlash
 
 __all__ = [
+    "BlockGate",
+    "BlockScoring",
+    "BlockSelector",
+    "BlockView",
     "Channels",
     "Exact",
     "Latest",
     "PageBounds",
     "PageSelector",
+    "Pooled",
     "Scoring",
-    "parse",
+    "VerticalSlash",
+    "block_selector",
+    "page_selector",
     "register",
     "selector_names",
 ]

@@ -1,15 +1,16 @@
-"""What a page selector is, and the registry that finds one by its name.
+"""What selectors are, and the registry that finds one by its name.
 
-A selector scores the pages of a cache for a query; the best of them are read. Which pages are read
-anyway, how many are read, and how the query heads of one key head agree is the same for all, and
-not its business: see `sparsify.ops.select_pages`.
+A page selector scores the pages of a cache for one query, a block selector weighs blocks of keys
+for a block of queries; the best of them are read. What is read anyway, how much is read, and how
+the query heads of one key head agree is the same for all, and not its business: see
+`sparsify.ops.select_pages` and `sparsify.ops.select_blocks`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 
@@ -52,10 +53,67 @@ class PageSelector(ABC):
         """
 
 
-_REGISTRY: dict[str, type[PageSelector]] = {}
+BlockScoring = Literal["pooled", "lines"]
+"""How the kernel family weighs a block of keys for a block of queries:
+
+pooled: by the product of the mean query, through a matrix of its head where there is one, with the
+    mean key.
+lines: by what the latest queries give to it, and to the block at the same distance from them.
+"""
 
 
-def register(selector: type[PageSelector]) -> type[PageSelector]:
+@dataclass(frozen=True)
+class BlockView:
+    """What one query head of a sequence has to choose blocks of keys by.
+
+    Attributes:
+        query: ``[queries, head_dim]``, the block of queries; the first stands at ``first``.
+        keys: ``[keys, head_dim]``, of the whole sequence.
+        latest: ``[at most 16, head_dim]``, the last queries of the sequence.
+        block: keys of a block.
+        scale: of the scores.
+    """
+
+    query: torch.Tensor
+    first: int
+    keys: torch.Tensor
+    latest: torch.Tensor
+    block: int
+    scale: float
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that the queries may see."""
+        return (self.first + len(self.query) - 1) // self.block + 1
+
+
+@dataclass(frozen=True)
+class BlockSelector(ABC):
+    """A method of weighing blocks of keys for blocks of queries.
+
+    ``weights`` is all the method; ``scoring`` is as in `PageSelector`.
+    """
+
+    name: ClassVar[str]
+    scoring: ClassVar[BlockScoring | None] = None
+    tensors: ClassVar[tuple[str, ...]] = ()
+    """``gates``, float32 ``[heads, head_dim, head_dim]``, where it reads them."""
+
+    @abstractmethod
+    def weights(self, view: BlockView, **tensors: torch.Tensor) -> torch.Tensor:
+        """float ``[view.blocks]``, not negative: shares of attention, as far as they are known.
+
+        Args:
+            tensors: by name, those of this head.
+        """
+
+
+_REGISTRY: dict[str, type[PageSelector] | type[BlockSelector]] = {}
+
+_Selector = TypeVar("_Selector", type[PageSelector], type[BlockSelector])
+
+
+def register(selector: _Selector) -> _Selector:
     """Class decorator: makes a selector known by its name."""
     known = _REGISTRY.setdefault(selector.name, selector)
     if known is not selector:
@@ -63,16 +121,32 @@ def register(selector: type[PageSelector]) -> type[PageSelector]:
     return selector
 
 
-def selector_names() -> tuple[str, ...]:
-    return tuple(sorted(_REGISTRY))
+def selector_names(kind: type[PageSelector] | type[BlockSelector]) -> tuple[str, ...]:
+    """The names of all page selectors, or of all block selectors."""
+    return tuple(sorted(name for name, of in _REGISTRY.items() if issubclass(of, kind)))
 
 
-def parse(name: str) -> PageSelector:
-    """The selector of that name.
+def page_selector(name: str) -> PageSelector:
+    """The page selector of that name.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"unknown selector {name!r}; known are {', '.join(selector_names())}")
-    return _REGISTRY[name]()
+    found = _REGISTRY.get(name)
+    if found is None or not issubclass(found, PageSelector):
+        known = ", ".join(selector_names(PageSelector))
+        raise ValueError(f"unknown page selector {name!r}; known are {known}")
+    return found()
+
+
+def block_selector(name: str) -> BlockSelector:
+    """The block selector of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = _REGISTRY.get(name)
+    if found is None or not issubclass(found, BlockSelector):
+        known = ", ".join(selector_names(BlockSelector))
+        raise ValueError(f"unknown block selector {name!r}; known are {known}")
+    return found()

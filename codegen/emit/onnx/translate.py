@@ -15,6 +15,8 @@ from sparsify.codegen.emit.onnx.state import APPENDED, BOUNDED
 from sparsify.ops.onnx import DOMAIN, VERSION, OnnxOperator
 from sparsify.ops.onnx import active as actives
 from sparsify.ops.onnx import attention as attentions
+from sparsify.ops.onnx import block_attention as block_attentions
+from sparsify.ops.onnx import block_selection as blocks
 from sparsify.ops.onnx import experts as mixtures
 from sparsify.ops.onnx import gate as rules
 from sparsify.ops.onnx import gated as gates
@@ -24,6 +26,7 @@ from sparsify.ops.onnx import norm as norms
 from sparsify.ops.onnx import page_selection as selections
 from sparsify.ops.onnx import rotary as rotaries
 from sparsify.ops.onnx import route as routes
+from sparsify.ops.onnx.list_blocks import LIST_BLOCKS
 from sparsify.routers import parse as parse_router
 
 Translation = Callable[..., Any]
@@ -147,22 +150,71 @@ def _fused_attention(
     scale: float,
     causal: bool = False,
     extents: Sequence[int] = (),
+    window: int = 0,
+    sinks: int = 0,
+    softcap: float = 0.0,
 ) -> Any:
-    import onnxscript
-
     assert not extents
-    kind: attentions.Mask = "none"
-    if mask is not None:
-        kind = "mask" if mask.dtype == onnxscript.ir.DataType.BOOL else "bias"
     return emit(
-        attentions.attention(kind, causal),
+        attentions.attention(_mask_kind(mask), causal, window > 0, softcap > 0),
         [query, key, value, *(() if mask is None else (mask,))],
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         offsets=list(offsets),
         scale=scale,
+        **({"window": window, "sinks": sinks} if window else {}),
+        **({"softcap": softcap} if softcap else {}),
     )
+
+
+def _block_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    blocks: Sequence[Any],
+    mask: Any,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    offsets: Sequence[int],
+    scale: float,
+    block: Sequence[int],
+    causal: bool = False,
+    window: int = 0,
+    sinks: int = 0,
+    softcap: float = 0.0,
+    skip: float = 0.0,
+    extents: Sequence[int] = (),
+) -> Any:
+    assert not extents
+    return emit(
+        block_attentions.block_attention(_mask_kind(mask), softcap > 0),
+        [query, key, value, *blocks, *(() if mask is None else (mask,))],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        offsets=list(offsets),
+        scale=scale,
+        block=list(block),
+        causal=int(causal),
+        window=window,
+        sinks=sinks,
+        skip=skip,
+        **({"softcap": softcap} if softcap else {}),
+    )
+
+
+def _list_blocks(marks: Any) -> Any:
+    return emit(LIST_BLOCKS, [marks])
+
+
+def _mask_kind(mask: Any) -> attentions.Mask:
+    import onnxscript
+
+    if mask is None:
+        return "none"
+    return "mask" if mask.dtype == onnxscript.ir.DataType.BOOL else "bias"
 
 
 def _rotary(x: Any, cos: Any, sin: Any, heads: int, head_dim: int, lanes: bool = False) -> Any:
@@ -293,17 +345,55 @@ def _select_pages(
     )
 
 
+def _select_blocks(
+    query: Any,
+    keys: Any,
+    tensors: Sequence[Any],
+    pages: Any,
+    lengths: Any,
+    counts: Any,
+    layer: int,
+    heads: int,
+    offset: int,
+    scale: float,
+    selector: str,
+    block: Sequence[int],
+    density: float,
+    mass: float = 0.0,
+    sinks: int = 1,
+    recent: int = 1,
+    extents: Sequence[int] = (),
+) -> Any:
+    assert not extents
+    return emit(
+        blocks.select_blocks(selector),
+        [query, keys, *tensors, pages, lengths, counts],
+        layer=layer,
+        heads=heads,
+        offset=offset,
+        scale=scale,
+        block=list(block),
+        density=density,
+        mass=mass,
+        sinks=sinks,
+        recent=recent,
+    )
+
+
 _TRANSLATIONS: dict[str, Translation] = {
     "sparse_linear": _sparse_linear,
     "active_linear": _active_linear,
     "gated_linear": _gated_linear,
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
+    "block_attention": _block_attention,
+    "list_blocks": _list_blocks,
     "rotary": _rotary,
     "gate": _gate,
     "gated": _gated,
     "route": _route,
     "experts": _experts,
     "paged_attention": _paged_attention,
+    "select_blocks": _select_blocks,
     "select_pages": _select_pages,
 }

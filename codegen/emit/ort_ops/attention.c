@@ -1,4 +1,4 @@
-/* Attention...: softmax(q k^T * scale + mask) v for each head. */
+/* Attention..., BlockAttention...: softmax(q k^T * scale + mask) v for each head. */
 
 #include <string.h>
 
@@ -8,13 +8,16 @@ typedef struct {
   const Operator *op;
   const OrtApi *api;
   int64_t heads, kv_heads, head_dim, offsets[3];
-  float scale;
+  int64_t causal, window, sinks, block[2]; /* a window of 0 is none */
+  float scale, softcap;
 } Attention;
+
+#define LISTS 4 /* counts and indices of partial blocks, then of full ones */
 
 /* Of one call. */
 typedef struct {
   Tensor input[3]; /* query, key, value */
-  Tensor mask;
+  Tensor list[LISTS], mask;
   int64_t batch, queries, keys, features; /* of the result */
 } Operands;
 
@@ -26,7 +29,25 @@ static OrtStatus *read_attributes(Attention *attention, const OrtKernelInfo *inf
   TRY(ORT(api, KernelInfoGetAttribute_int64)(info, "head_dim", &attention->head_dim));
   TRY(ORT(api, KernelInfoGetAttribute_float)(info, "scale", &attention->scale));
   TRY(ORT(api, KernelInfoGetAttributeArray_int64)(info, "offsets", attention->offsets, &count));
-  bool sound = attention->heads > 0 && attention->kv_heads > 0 && attention->head_dim > 0 &&
+  attention->causal = attention->op->causal;
+  if (attention->op->window) {
+    TRY(ORT(api, KernelInfoGetAttribute_int64)(info, "window", &attention->window));
+    TRY(ORT(api, KernelInfoGetAttribute_int64)(info, "sinks", &attention->sinks));
+  }
+  if (attention->op->softcap)
+    TRY(ORT(api, KernelInfoGetAttribute_float)(info, "softcap", &attention->softcap));
+  if (attention->op->listed) {
+    size_t sizes = 2;
+    TRY(ORT(api, KernelInfoGetAttribute_int64)(info, "causal", &attention->causal));
+    TRY(ORT(api, KernelInfoGetAttributeArray_int64)(info, "block", attention->block, &sizes));
+    const int64_t *block = attention->block;
+    if (sizes != 2 || block[0] <= 0 || block[0] % 32 || block[1] <= 0 || block[1] % 16)
+      return fail(api, ORT_INVALID_ARGUMENT,
+                  "%s: blocks must have a multiple of 32 queries and a multiple of 16 keys",
+                  attention->op->name);
+  }
+  bool sound = attention->window >= 0 && attention->sinks >= 0 && attention->softcap >= 0 &&
+               attention->heads > 0 && attention->kv_heads > 0 && attention->head_dim > 0 &&
                attention->heads % attention->kv_heads == 0 && count == 3;
   for (size_t i = 0; i < 3; ++i) sound = sound && attention->offsets[i] >= 0;
   return sound ? NULL
@@ -51,6 +72,26 @@ static OrtStatus *create(const Operator *op, const OrtApi *api, const OrtKernelI
 
 /* An extent of the mask: 1, or as large as that of the scores. */
 static bool broadcasts(int64_t extent, int64_t whole) { return extent == 1 || extent == whole; }
+
+static int64_t blocks_of(int64_t length, int64_t size) { return (length + size - 1) / size; }
+
+static OrtStatus *check_lists(const Attention *attention, const Operands *given) {
+  bool fits = true;
+  for (size_t i = 0; i < LISTS; ++i) {
+    const Tensor *list = &given->list[i], *counts = &given->list[i / 2 * 2];
+    fits = fits && list->type == ORT_INT32 && list->dims == 3 + i % 2 && list->extent[0] > 0 &&
+           list->extent[1] > 0 && given->batch % list->extent[0] == 0 &&
+           attention->heads % list->extent[1] == 0 &&
+           list->extent[2] == blocks_of(given->queries, attention->block[0]) &&
+           memcmp(list->extent, counts->extent, 3 * sizeof(int64_t)) == 0 &&
+           memcmp(list->extent, given->list[0].extent, 3 * sizeof(int64_t)) == 0;
+  }
+  return fits ? NULL
+              : fail(attention->api, ORT_INVALID_ARGUMENT,
+                     "%s: lists must be [1 or batch, a divisor of heads, blocks of %lld queries], "
+                     "those of indices with one dimension more",
+                     attention->op->name, (long long)attention->block[0]);
+}
 
 static OrtStatus *check(const Attention *attention, const Operands *given) {
   const Tensor *input = given->input;
@@ -146,13 +187,26 @@ static OrtStatus *attend(const Attention *attention, OrtKernelContext *context,
     pass_integer(&call, extent[1] == 1 ? 0 : plane);
     kind = by_query ? 2 : 1;
   }
-  int64_t reach = op->causal ? 0 : given->keys; /* how far ahead of itself a query sees */
+  if (op->listed) {
+    kind += 3;
+    for (size_t i = 0; i < LISTS; ++i) {
+      const int64_t *extent = given->list[i].extent;
+      pass(&call, given->list[i].data, I32, 3 + (int)(i % 2), extent[0], extent[1], extent[2],
+           extent[3]);
+    }
+    pass_integer(&call, attention->block[0]);
+    pass_integer(&call, attention->block[1]);
+  }
+  int64_t everything = given->queries + given->keys;
+  int64_t reach = attention->causal ? 0 : everything; /* how far ahead of itself a query sees */
+  int64_t window = attention->window ? attention->window : everything;
   const int64_t integers[] = {given->batch,          given->queries,        given->keys,
-                              reach,                 attention->heads,      attention->kv_heads,
-                              attention->head_dim,   attention->offsets[0], attention->offsets[1],
-                              attention->offsets[2]};
+                              reach,                 window,                attention->sinks,
+                              attention->heads,      attention->kv_heads,   attention->head_dim,
+                              attention->offsets[0], attention->offsets[1], attention->offsets[2]};
   for (size_t i = 0; i < sizeof integers / sizeof *integers; ++i) pass_integer(&call, integers[i]);
   pass_number(&call, attention->scale);
+  pass_number(&call, attention->softcap);
   float *y_lanes = take(&next, groups[0] * given->features * 16);
   pass(&call, y_lanes, F32, 3, groups[0], given->features, INT64_C(16));
   TRY(run(api, context, attention_kernels[kind], &call));
@@ -182,12 +236,16 @@ static OrtStatus *compute(void *made, OrtKernelContext *context) {
   const OrtApi *api = attention->api;
   Operands given = {0};
   for (size_t i = 0; i < 3; ++i) TRY(input_of(api, context, i, &given.input[i]));
-  if (attention->op->mask != MASK_NONE) TRY(input_of(api, context, 3, &given.mask));
+  size_t inputs = 3;
+  for (size_t i = 0; attention->op->listed && i < LISTS; ++i)
+    TRY(input_of(api, context, inputs++, &given.list[i]));
+  if (attention->op->mask != MASK_NONE) TRY(input_of(api, context, inputs, &given.mask));
   given.batch = given.input[0].extent[0];
   given.queries = given.input[0].extent[1];
   given.keys = given.input[1].extent[1];
   given.features = attention->heads * attention->head_dim;
   TRY(check(attention, &given));
+  if (attention->op->listed && given.keys) TRY(check_lists(attention, &given));
   const int64_t extents[] = {given.batch, given.queries, given.features};
   float *y;
   TRY(output_of(api, context, extents, 3, &y));

@@ -49,7 +49,7 @@ typedef struct {
 typedef int32_t Kernel(void *handle, Any *arguments, int32_t count, Any *result);
 
 typedef enum { F32, I32, I64, U8 } Dtype;
-#define MAX_ARGUMENTS 24
+#define MAX_ARGUMENTS 32
 
 /* DLPack's DLTensor. */
 typedef struct {
@@ -100,7 +100,8 @@ typedef struct {
   uint8_t input_type[8]; /* ORT_ANY where several are allowed, or one that is no float */
   Storage storage;
   int activation; /* place among the activations */
-  bool bias, residual, causal;
+  bool bias, residual, causal, listed, window, softcap; /* the last two: attributes */
+  bool active, gated; /* zeros among the inputs, or in a gate of the outputs, are skipped */
   MaskKind mask;
 } Operator;
 
@@ -127,11 +128,12 @@ typedef struct {
 } TiledKernels;
 extern const TiledKernels sell_kernels, dense_kernels;
 extern Kernel *const sell_rows_kernel, *const dense_rows_kernel;
+extern Kernel *const columns_kernel, *const gated_rows_kernel;
 extern Kernel *const finish_rows_kernels[ACTIVATIONS];
 extern Kernel *const layer_norm_kernel, *const rms_norm_kernel, *const rotary_kernel;
 extern Kernel *const gated_kernels[ACTIVATIONS];
 extern Kernel *const to_lanes_kernel, *const from_lanes_kernel;
-extern Kernel *const attention_kernels[3]; /* no mask, one by key, one by query too */
+extern Kernel *const attention_kernels[6]; /* no mask, by key, by query too; three of lists */
 extern Kernel *const mask_kernels[2];         /* of bool, of float */
 
 /* Cycles in tiles: of a nonzero, of a sum in a K block, of a weight if all are multiplied. */

@@ -8,61 +8,66 @@
       out / sum of weights
 
 No transposition is needed: in lanes, feature d of 16 neighbouring tokens is one vector, so Q is
-ready, and a key's or value's feature is one scalar a fixed step away from the next. Sequences of a
-batch follow each other without padding, so a tile need not begin at a lane group: then queries are
-gathered and results scattered lane by lane.
+ready, and a key's or value's feature is one scalar a fixed step away from the next.
 
-Kernels derive from `FlashTiles`, which leaves open where keys and values lie and which are seen.
+Where multiply-adds take a lane as a factor (NEON), four neighbouring scalars come by one load: a
+feature of four keys, which are side by side if the first key's token is a multiple of four, or four
+features of a value that lie so.
+
+Kernels derive from `FlashTiles`, which leaves open where keys and values lie and which blocks of
+keys a tile reads; only in blocks that say so are scores looked at one by one for what is hidden.
 
 Source: Dao et al., "FlashAttention", 2022; Milakov and Gimelshein, "Online normalizer calculation
-for softmax", 2018.
+for softmax", 2018; for ``skip`` Zhang et al., "SpargeAttention", 2025.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.math import Vector, exp2
+from sparsify.codegen.kernels.cpu.band import Visit
+from sparsify.codegen.kernels.cpu.block_lists import KEYS_AT_ONCE
+from sparsify.codegen.kernels.cpu.math import LOG2E, Vector, exp2_below
+from sparsify.codegen.kernels.cpu.query_tiles import QueryTiles
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Registers,
     bind,
     choose,
+    either,
     i64,
+    lane_factors,
     load,
+    reduce_lanes,
     splat,
     store,
 )
 from sparsify.layouts import LANES
 
-_KEY_BLOCK = 64
+_QUAD = 4
+"""Scalars that one load brings where multiply-adds take lanes; whole steps of a loop as well."""
 _LOWEST = -3e38
 """Below every score, masked or not, but for minus infinity."""
 
 
-class FlashTiles(ABC):
+class FlashTiles(QueryTiles, ABC):
     """Emits the loop over tiles of queries.
 
     Attributes:
-        heads, kv_heads, head_dim: head ``h`` attends with key head ``h * kv_heads // heads``.
-        vectors: query tile, in vectors.
-        features: of the tensor that holds the query, where head 0 begins at ``offset``.
-        factor: what queries are multiplied by.
+        scores: how they are made of products.
         value_step: from one feature of a value to the next.
-        query, key, value, y, groups, queries: the kernel's arguments, to be set before `emit`;
-            groups is the first extent of query and y, queries their tokens of a sequence.
+        skip: blocks whose scores all lie lower than this below the maximum so far are left out;
+            0: none.
+        key, value: the kernel's arguments, to be set before `emit`.
     """
 
-    query: Expr
     key: Expr
     value: Expr
-    y: Expr
-    groups: Expr
-    queries: Expr
 
     def __init__(
         self,
@@ -71,31 +76,23 @@ class FlashTiles(ABC):
         vectors: int,
         features: Expr | int,
         offset: Expr | int,
-        factor: Expr | float,
+        scores: Scores,
         value_step: int,
+        skip: float = 0.0,
     ) -> None:
-        self.set_sizes(heads, features, offset, factor)
-        self.width, self.vectors, self.tile = isa.vector, vectors, vectors * isa.vector
-        self.value_step = value_step
+        super().__init__(isa, heads, vectors, features, offset, scores.factor)
+        self.isa = isa
+        self.scores = scores
+        self.value_step, self.skip = value_step, skip
         # Keys, or features of the output, whose sums are held in half of the registers together.
         self.together = max(1, isa.registers // 2 // vectors)
 
-    def set_sizes(
-        self,
-        heads: tuple[Expr | int, Expr | int, Expr | int],
-        features: Expr | int,
-        offset: Expr | int,
-        factor: Expr | float,
-    ) -> None:
-        """Sizes of which any may be known only at run time."""
-        self.heads, self.kv_heads, self.head_dim = heads
-        self.features, self.offset, self.factor = features, offset, factor
-
     @abstractmethod
-    def keys_of_tile(self, sequence: Expr, head: Expr, kv_head: Expr) -> tuple[Expr, Expr]:
-        """The first key that a query of the tile at ``self.first`` may see, and the end.
+    def each_block(self, sequence: Expr, head: Expr, kv_head: Expr, visit: Visit) -> None:
+        """Emits the loop over the blocks of keys of the tile at ``self.first``.
 
-        Called once a tile, before the methods below.
+        ``visit(begin, count, ruled)`` takes at most `KEYS_AT_ONCE` keys, and whether `seen` must be
+        asked. The methods below are called from within it.
         """
 
     @abstractmethod
@@ -107,108 +104,29 @@ class FlashTiles(ABC):
         """Offset of feature 0 of a key's value."""
 
     @abstractmethod
-    def score(self, product: Expr, key: Expr, vector: int) -> Expr:
-        """The scores of a key with a vector of the tile's queries, minus infinity where unseen."""
-
-    def result(self, value: Expr, vector: int) -> Expr:
-        """What is stored for a vector of the tile's queries."""
-        return value
+    def seen(self, score: Expr, key: Expr, vector: int) -> Expr:
+        """Scores of a key with a vector of the tile's queries, minus infinity where unseen."""
 
     def emit(self, batch: Expr) -> None:
-        # At least one: TVM's analyser would try a division by zero tiles.
-        tiles = bind(T.max(T.floordiv(self.queries + (self.tile - 1), self.tile), T.int64(1)))
-        with T.parallel(batch * self.heads * tiles) as task:
-            row, tile = bind(T.floordiv(task, tiles)), bind(T.floormod(task, tiles))
-            sequence = bind(T.floordiv(row, self.heads))
-            head = bind(T.floormod(row, self.heads))
-            self._tile(sequence, head, bind(tile * self.tile))
-
-    def _tile(self, sequence: Expr, head: Expr, first: Expr) -> None:
-        vectors, width = self.vectors, self.width
-        self.first = first
-        self._token = bind(sequence * self.queries + first)
-        self._group = bind(T.floordiv(self._token, LANES))
-        self._misplaced = bind(self._token - self._group * LANES)
-        kv_head = bind(T.floordiv(head * self.kv_heads, self.heads))
-        begin, end = self.keys_of_tile(sequence, head, kv_head)
-        self._q = T.alloc_buffer((self.head_dim * self.tile,), "float32", scope="local")
-        self._out = T.alloc_buffer((self.head_dim * self.tile,), "float32", scope="local")
-        self._weights = T.alloc_buffer((_KEY_BLOCK * self.tile,), "float32", scope="local")
-        self._places = T.alloc_buffer((_KEY_BLOCK,), "int64", scope="global")
-        self._maximum, self._sum = Registers(vectors, width), Registers(vectors, width)
-        self._gather_queries(head)
-        with T.serial(i64(self.head_dim)) as d:
-            for v in range(vectors):
-                store(self._out, self._cell(d, v), splat(0.0, width), width)
-        for v in range(vectors):
-            self._maximum[v] = splat(_LOWEST, width)
-            self._sum[v] = splat(0.0, width)
-        count = bind(T.max(end - begin, T.int64(0)))
-        with T.serial(T.floordiv(count + (_KEY_BLOCK - 1), _KEY_BLOCK)) as block:
-            at = bind(begin + block * _KEY_BLOCK)
-            self._key_block(at, bind(T.min(T.int64(_KEY_BLOCK), end - at)))
-        self._scatter_results(head)
-
-    def _cell(self, row: Expr, vector: int) -> Expr:
-        return row * self.tile + vector * self.width
-
-    def _group_place(self, vector: int, features: Expr | int) -> Expr:
-        """Offset of feature 0 of a vector of a tile that begins at a lane group."""
-        group, part = divmod(vector * self.width, LANES)
-        # The last tile may reach past the last lane group; its lanes there are unused.
-        inside = T.min(self._group + group, self.groups - 1)
-        return inside * (features * LANES) + part
-
-    def _gather_queries(self, head: Expr) -> None:
-        feature = bind((self.offset + head * self.head_dim) * LANES)
-
-        def aligned() -> None:
-            for v in range(self.vectors):
-                at = bind(self._group_place(v, self.features) + feature)
-                with T.serial(i64(self.head_dim)) as d:
-                    value = load(self.query, at + d * LANES, self.width)
-                    store(
-                        self._q,
-                        self._cell(d, v),
-                        value * splat(self.factor, self.width),
-                        self.width,
-                    )
-
-        def gathered() -> None:
-            last = bind(self._token - self.first + self.queries - 1)
-            with T.serial(T.int64(self.tile)) as lane:
-                token = T.min(self._token + lane, last)
-                at = bind(place_in_lanes(token, self.features) + feature)
-                with T.serial(i64(self.head_dim)) as d:
-                    value = self.query[at + d * LANES] * splat(self.factor, 1)
-                    store(self._q, d * self.tile + lane, value, 1)
-
-        choose(True, self._misplaced == 0, aligned, gathered)
-
-    def _scatter_results(self, head: Expr) -> None:
-        features = self.heads * self.head_dim
-        feature = bind(head * (self.head_dim * LANES))
-        scale = [self._inverse(self._sum[v]) for v in range(self.vectors)]
-        whole = T.And(self._misplaced == 0, self.first + self.tile <= self.queries)
-
-        def aligned() -> None:
-            for v in range(self.vectors):
-                at = bind(self._group_place(v, features) + feature)
-                with T.serial(i64(self.head_dim)) as d:
-                    value = load(self._out, self._cell(d, v), self.width) * scale[v]
-                    store(self.y, at + d * LANES, self.result(value, v), self.width)
-
-        def scattered() -> None:
+        with self.each_tile(batch) as (sequence, head):
+            kv_head = bind(T.floordiv(head * self.kv_heads, self.heads))
+            width = self.width
+            self._q = T.alloc_buffer((self.head_dim * self.tile,), "float32", scope="local")
+            self._out = T.alloc_buffer((self.head_dim * self.tile,), "float32", scope="local")
+            self._weights = T.alloc_buffer((KEYS_AT_ONCE * self.tile,), "float32", scope="local")
+            self._places = T.alloc_buffer((KEYS_AT_ONCE,), "int64", scope="global")
+            self._maximum = Registers(self.vectors, width)
+            self._sum = Registers(self.vectors, width)
+            self.gather_queries(head, self._q)
             with T.serial(i64(self.head_dim)) as d:
                 for v in range(self.vectors):
-                    value = load(self._out, self._cell(d, v), self.width) * scale[v]
-                    store(self._out, self._cell(d, v), self.result(value, v), self.width)
-            with T.serial(T.min(T.int64(self.tile), self.queries - self.first)) as lane:
-                at = bind(place_in_lanes(self._token + lane, features) + feature)
-                with T.serial(i64(self.head_dim)) as d:
-                    store(self.y, at + d * LANES, self._out[d * self.tile + lane], 1)
-
-        choose(True, whole, aligned, scattered)
+                    store(self._out, self.cell(d, v), splat(0.0, width), width)
+            for v in range(self.vectors):
+                self._maximum[v] = splat(_LOWEST, width)
+                self._sum[v] = splat(0.0, width)
+            self.each_block(sequence, head, kv_head, self._key_block)
+            scale = [self._inverse(self._sum[v]) for v in range(self.vectors)]
+            self.scatter_results(head, self._out, scale)
 
     def _inverse(self, total: Expr) -> Expr:
         """1 / total, and 0 for a query that sees no key, as PyTorch has it."""
@@ -216,52 +134,123 @@ class FlashTiles(ABC):
         inverse = splat(1.0, self.width) / total
         return bind(T.Select(seen, inverse, splat(0.0, self.width)))
 
-    def _key_block(self, begin: Expr, count: Expr) -> None:
-        vectors, width = self.vectors, self.width
-        new = Registers(vectors, width)
-        for v in range(vectors):
-            new[v] = self._maximum[v]
+    def _key_block(self, begin: Expr, count: Expr, ruled: Expr | bool) -> None:
+        new = Registers(self.vectors, self.width)
+        for v in range(self.vectors):
+            new[v] = splat(_LOWEST, self.width)
+        ruled = ruled if isinstance(ruled, bool) else bind(ruled)
+        if self.isa.lane_factors:
+            aligned = T.floormod(self.key_place(begin), _QUAD) == 0
+            self._quads = bind(T.Select(aligned, T.floordiv(count, _QUAD), T.int64(0)))
         with T.serial(T.floordiv(count + (self.together - 1), self.together)) as group:
-            self._scores(begin, count, bind(group * self.together), new)
+            self._scores(begin, count, bind(group * self.together), new, ruled)
+        if not self.skip:
+            self._weigh(begin, count, new)
+            return
+        counts = splat(0.0, self.width)
+        for v in range(self.vectors):
+            # Unused lanes may hold NaN, as may queries: neither lets a block be left out.
+            little = new[v] - self._maximum[v] < splat(-self.skip * LOG2E, self.width)
+            counts = T.Select(little, counts, splat(1.0, self.width))
+        with T.If(reduce_lanes(bind(counts), self.width, T.max) > T.float32(0.0)), T.Then():
+            self._weigh(begin, count, new)
+
+    def _scores(
+        self, begin: Expr, count: Expr, offset: Expr, new: Registers, ruled: Expr | bool
+    ) -> None:
+        vectors, width, together = self.vectors, self.width, self.together
+        total = Registers(together * vectors, width)
+        quads = self.isa.lane_factors and together % _QUAD == 0
+        choose(
+            quads,
+            offset + together <= self._quads * _QUAD if quads else True,
+            lambda: (self._add_quads if quads else self._add_keys)(total, begin, count, offset),
+            lambda: self._add_keys(total, begin, count, offset),
+        )
+
+        def one_by_one(cap: bool, hide: bool) -> None:
+            for r in range(together):
+                for v in range(vectors):
+                    store(self._weights, self.cell(offset + r, v), total[r * vectors + v], width)
+            with T.serial(T.int64(together)) as r:
+                key = bind(begin + T.min(offset + r, count - 1))
+                for v in range(vectors):
+                    place = self.cell(offset + r, v)
+                    score = bind(load(self._weights, place, width))
+                    score = bind(self.scores.value(score, width, self.isa)) if cap else score
+                    score = bind(self.seen(score, key, v)) if hide else score
+                    new[v] = self._larger(new[v], score)
+                    store(self._weights, place, score, width)
+
+        def plain() -> None:
+            for v in range(vectors):
+                for r in range(together):
+                    score = total[r * vectors + v]
+                    store(self._weights, self.cell(offset + r, v), score, width)
+                    new[v] = self._larger(new[v], score)
+
+        def capped_or_not(hide: bool) -> None:
+            either(
+                self.scores.capped,
+                lambda: one_by_one(True, hide),
+                lambda: one_by_one(False, hide) if hide else plain(),
+            )
+
+        either(ruled, lambda: capped_or_not(True), lambda: capped_or_not(False))
+
+    def _larger(self, a: Expr, b: Expr) -> Expr:
+        if self.isa.nan_extremes:
+            return Vector(a, self.width, self.isa).max(Vector(b, self.width)).value
+        return T.max(a, b)
+
+    def _add_keys(self, total: Registers, begin: Expr, count: Expr, offset: Expr) -> None:
+        """Products of the queries with keys wherever they lie."""
+        # Keys past the end repeat the last one: the maximum stands, and their rows are not read.
+        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(self.together)]
+        at = [bind(self.key_place(key)) for key in keys]
+        total.clear()
+        with T.serial(i64(self.head_dim)) as d:
+            factors = (bind(splat(self.key[place + d * LANES], self.width)) for place in at)
+            self._multiply(total, self._q, d, factors)
+
+    def _add_quads(self, total: Registers, begin: Expr, count: Expr, offset: Expr) -> None:
+        """The same with keys that lie side by side, all of them before the end."""
+        at = bind(self.key_place(begin + offset))
+        total.clear()
+        whole = isinstance(self.head_dim, int) and self.head_dim % _QUAD == 0
+        steps = _QUAD if whole else 1
+        with T.serial(T.floordiv(i64(self.head_dim), steps)) as step:
+            for i in range(steps):
+                d = bind(step * steps + i)
+                places = [at + (d * LANES + r) for r in range(self.together)]
+                self._multiply(total, self._q, d, lane_factors(self.key, places))
+
+    def _multiply(self, total: Registers, buffer: Expr, row: Expr, factors: Iterable[Expr]) -> None:
+        """Adds the products of a row of a tile with each factor."""
+        vectors, width = self.vectors, self.width
+        lanes = [bind(load(buffer, self.cell(row, v), width)) for v in range(vectors)]
+        for r, factor in enumerate(factors):
+            for v in range(vectors):
+                total[r * vectors + v] = total[r * vectors + v] + factor * lanes[v]
+
+    def _weigh(self, begin: Expr, count: Expr, new: Registers) -> None:
+        """Weights of scores, and what they add to the output."""
+        vectors, width = self.vectors, self.width
         rescale = []
         for v in range(vectors):
+            new[v] = self._larger(new[v], self._maximum[v])
             shift = (Vector(self._maximum[v], width) - Vector(new[v], width)).value
-            rescale.append(exp2(Vector(shift, width)).value)
+            rescale.append(exp2_below(Vector(shift, width, self.isa)).value)
             self._maximum[v] = new[v]
             self._sum[v] = self._sum[v] * rescale[v]
         with T.serial(count) as key:
             store(self._places, key, self.value_place(begin + key), 1)
             for v in range(vectors):
-                score = Vector(load(self._weights, self._cell(key, v), width), width)
-                weight = exp2(score - Vector(self._maximum[v], width)).value
-                store(self._weights, self._cell(key, v), weight, width)
+                score = Vector(load(self._weights, self.cell(key, v), width), width, self.isa)
+                weight = exp2_below(score - Vector(self._maximum[v], width)).value
+                store(self._weights, self.cell(key, v), weight, width)
                 self._sum[v] = self._sum[v] + weight
         self._each_feature_group(lambda at, size: self._accumulate(at, size, count, rescale))
-
-    def _scores(self, begin: Expr, count: Expr, offset: Expr, new: Registers) -> None:
-        vectors, width = self.vectors, self.width
-        # Keys past the end repeat the last one: the maximum stands, and their rows are not read.
-        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(self.together)]
-        at = [bind(self.key_place(key)) for key in keys]
-        total = Registers(self.together * vectors, width)
-        for i in range(len(total)):
-            total[i] = splat(0.0, width)
-        with T.serial(i64(self.head_dim)) as d:
-            q = [bind(load(self._q, self._cell(d, v), width)) for v in range(vectors)]
-            for r in range(self.together):
-                k = bind(splat(self.key[at[r] + d * LANES], width))
-                for v in range(vectors):
-                    total[r * vectors + v] = total[r * vectors + v] + k * q[v]
-        for r in range(self.together):
-            for v in range(vectors):
-                store(self._weights, self._cell(offset + r, v), total[r * vectors + v], width)
-        with T.serial(T.int64(self.together)) as r:
-            key = bind(begin + T.min(offset + r, count - 1))
-            for v in range(vectors):
-                at = self._cell(offset + r, v)
-                score = bind(self.score(load(self._weights, at, width), key, v))
-                new[v] = T.max(new[v], score)
-                store(self._weights, at, score, width)
 
     def _each_feature_group(self, body: Callable[[Expr, int], None]) -> None:
         if not isinstance(self.head_dim, int):
@@ -283,20 +272,31 @@ class FlashTiles(ABC):
         total = Registers(size * vectors, width)
         for r in range(size):
             for v in range(vectors):
-                old = load(self._out, self._cell(first + r, v), width)
+                old = load(self._out, self.cell(first + r, v), width)
                 total[r * vectors + v] = old * rescale[v]
-        with T.serial(count) as key:
+
+        def places(key: Expr) -> list[Expr]:
             place = bind(self._places[key] + first * self.value_step)
-            weight = [bind(load(self._weights, self._cell(key, v), width)) for v in range(vectors)]
-            for r in range(size):
-                value = bind(splat(self.value[place + r * self.value_step], width))
-                for v in range(vectors):
-                    total[r * vectors + v] = total[r * vectors + v] + value * weight[v]
+            return [place + r * self.value_step for r in range(size)]
+
+        done: Expr | int = 0
+        if self.isa.lane_factors and self.value_step == LANES:
+            done = bind(self._quads * _QUAD)
+            with T.serial(self._quads) as quad:
+                key = bind(quad * _QUAD)
+                four = [
+                    lane_factors(self.value, [place + k for k in range(_QUAD)])
+                    for place in places(key)
+                ]
+                for k in range(_QUAD):
+                    self._multiply(total, self._weights, key + k, [value[k] for value in four])
+        with T.serial(count - done) as rest:
+            at = places(done + rest)
+            if self.isa.lane_factors and self.value_step == 1:
+                factors: Iterable[Expr] = lane_factors(self.value, at)
+            else:
+                factors = (bind(splat(self.value[place], width)) for place in at)
+            self._multiply(total, self._weights, done + rest, factors)
         for r in range(size):
             for v in range(vectors):
-                store(self._out, self._cell(first + r, v), total[r * vectors + v], width)
-
-
-def place_in_lanes(token: Expr, features: Expr | int) -> Expr:
-    """Offset of feature 0 of a token in ``[groups, features, 16]``."""
-    return T.floordiv(token, LANES) * (features * LANES) + T.floormod(token, LANES)
+                store(self._out, self.cell(first + r, v), total[r * vectors + v], width)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.math import LOG2E, Vector, tanh
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Integer,
@@ -20,7 +20,6 @@ from sparsify.codegen.kernels.cpu.simd import (
     arguments,
     bind,
     i64,
-    in_name,
     require,
     store,
     symbol,
@@ -148,39 +147,6 @@ class CacheOperands:
 
 def page_count(tokens: Expr) -> Expr:
     return T.floordiv(tokens + (PAGE - 1), PAGE)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How scores are made of products, in the domain of exp2, and which keys a query sees.
-
-    Attributes:
-        window: a query sees the last ``window`` keys up to its own; 0: all of them.
-        softcap: scores ``s`` become ``softcap * tanh(s / softcap)``; 0: they stay as they are.
-    """
-
-    scale: float
-    window: int
-    softcap: float
-
-    @property
-    def name(self) -> str:
-        return f"s{in_name(self.scale)}_w{self.window}_c{in_name(self.softcap)}"
-
-    @property
-    def factor(self) -> float:
-        """What queries are multiplied by before the products."""
-        return self.scale / self.softcap if self.softcap else self.scale * LOG2E
-
-    def value(self, product: Expr, width: int) -> Expr:
-        """The score of such a query's product with a key."""
-        if not self.softcap:
-            return product
-        return (tanh(Vector(product, width)) * (self.softcap * LOG2E)).value
-
-    def lowest(self, position: Expr) -> Expr:
-        """The first key that the query at ``position`` sees."""
-        return T.max(position - (self.window - 1), T.int64(0)) if self.window else T.int64(0)
 
 
 WHOLE = Scores(1.0, 0, 0.0)

@@ -1,7 +1,8 @@
 """Attention of many new tokens over the paged cache: queries in lanes, keys and values in pages.
 
 A tile of queries reads the keys from the first that any of them sees, by the window, up to the
-last, by causality; pages outside are skipped. Queries that are padding give zeros.
+last, by causality; pages outside are skipped, and where blocks of pages were selected, all others.
+Queries that are padding give zeros.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.band import Band
+from sparsify.codegen.kernels.cpu.band import Reach, Visit
+from sparsify.codegen.kernels.cpu.block_lists import KEYS_AT_ONCE
 from sparsify.codegen.kernels.cpu.flash import FlashTiles
 from sparsify.codegen.kernels.cpu.paged_cache import PAGE, CacheOperands, PagedAttention
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Tensor,
     bind,
+    i64,
     prim_func,
+    require,
     splat,
     symbol,
 )
@@ -30,19 +36,25 @@ class PagedPrefill(PagedAttention):
 
     Attributes:
         vectors: query tile, in vectors.
+        block: queries, and pages, of the blocks that lists name; None: all are read. A block of
+            queries is made of whole tiles, and there is no window.
     """
 
     vectors: int
+    block: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
-        return f"paged_prefill_{self._suffix}_v{self.vectors}"
+        block = "" if self.block is None else f"_b{self.block[0]}_{self.block[1]}"
+        return f"paged_prefill_{self._suffix}_v{self.vectors}{block}"
 
     def build(self) -> Any:
-        """A PrimFunc ``(query, keys, values, pages, lengths, counts, layer, length, y)``.
+        """A PrimFunc ``(query, keys, values, pages, lengths, counts[, selected], layer, length,
+        y)``.
 
-        Query and y are in lanes. It fails when a page that is seen is not in the pool, or when a
-        length or a count is impossible.
+        Query and y are in lanes, selected is ``[batch, lists, query_blocks, most]``. It fails when
+        a page that is seen is not in the pool, when a length or a count is impossible, or when a
+        list names a block that begins after the sequence.
         """
         return _Emitter(self).build()
 
@@ -50,34 +62,68 @@ class PagedPrefill(PagedAttention):
 class _Emitter(FlashTiles):
     def __init__(self, spec: PagedPrefill) -> None:
         heads = (spec.heads, spec.kv_heads, spec.head_dim)
-        factor = spec.scores.factor
-        super().__init__(spec.isa, heads, spec.vectors, spec.features, spec.offset, factor, 1)
+        super().__init__(spec.isa, heads, spec.vectors, spec.features, spec.offset, spec.scores, 1)
         self.spec = spec
+        self.reach = Reach.of(Band(causal=True, window=spec.scores.window))
         self.cache = CacheOperands("paged_attention", spec.kv_heads, spec.head_dim)
 
     def build(self) -> Any:
         spec, cache = self.spec, self.cache
         with prim_func(spec.name) as result:
             self.groups = symbol()
+            self.lists, self.rows, self.most = symbol(), symbol(), symbol()
+            lists = (cache.batch, self.lists, self.rows, self.most)
             operands = cache.declare_reading(
                 Tensor("query", (self.groups, spec.features, LANES)),
                 Tensor("y", (self.groups, spec.heads * spec.head_dim, LANES)),
+                None if spec.block is None else Tensor("selected", lists, "int32"),
             )
             self.query, self.key, self.value, self.lengths, self.counts, *rest = operands
-            _, self.queries, self.y = rest
+            self.selected, self.queries, self.y = rest
             cache.check_reads(self.lengths, self.counts, self.queries, spec.scores)
+            if spec.block is not None:
+                require(
+                    self.rows * spec.block[0] >= self.queries,
+                    "paged_attention: there must be one list of selected blocks for each block of "
+                    "queries",
+                    "ValueError",
+                )
             self.emit(cache.batch)
         return result[0]
 
-    def keys_of_tile(self, sequence: Expr, head: Expr, kv_head: Expr) -> tuple[Expr, Expr]:
+    def each_block(self, sequence: Expr, head: Expr, kv_head: Expr, visit: Visit) -> None:
         self.sequence, self.kv_head = sequence, kv_head
         count = bind(self.counts[sequence])
         total = bind(self.lengths[sequence])
         self.real = bind(count - self.first)
         self.position = bind(total - self.real)
-        end = T.min(total, self.position + self.tile)
-        begin = bind(self.spec.scores.lowest(self.position))
-        return begin, bind(T.Select(self.real > 0, end, T.int64(0)))
+        end = bind(T.Select(self.real > 0, total, T.int64(0)))
+        last = bind(self.position + (self.tile - 1))
+        if self.spec.block is None:
+            self.reach.each_block(self.position, last, end, KEYS_AT_ONCE, visit)
+        else:
+            self._each_listed(self.spec.block, head, last, end, visit)
+
+    def _each_listed(
+        self, block: tuple[int, int], head: Expr, last: Expr, end: Expr, visit: Visit
+    ) -> None:
+        size, visible = block[1] * PAGE, bind(T.min(end, last + 1))
+        plane = self.sequence * self.lists + T.floordiv(head * self.lists, self.spec.heads)
+        at = bind((plane * self.rows + T.floordiv(self.first, block[0])) * self.most)
+        with T.serial(T.Select(self.real > 0, self.most, T.int64(0))) as number:
+            listed = bind(i64(self.selected[at + number]))
+            require(
+                T.And(listed >= -1, listed * size < end),
+                "paged_attention: a list of selected blocks names one that begins after the "
+                "sequence; -1 stands behind the last",
+            )
+            begin = bind(listed * size)
+            ahead = T.Select(listed >= 0, T.min(T.int64(size), visible - begin), T.int64(0))
+            held = bind(T.max(ahead, T.int64(0)))
+            with T.serial(T.floordiv(held + (KEYS_AT_ONCE - 1), KEYS_AT_ONCE)) as part:
+                start = bind(begin + part * KEYS_AT_ONCE)
+                count = bind(T.min(T.int64(KEYS_AT_ONCE), begin + held - start))
+                visit(start, count, self.reach.rules(start, count, self.position, last))
 
     def key_place(self, key: Expr) -> Expr:
         return self._page(key) + T.floormod(key, PAGE)
@@ -88,17 +134,8 @@ class _Emitter(FlashTiles):
     def _page(self, key: Expr) -> Expr:
         return self.cache.block(self.sequence, T.floordiv(key, PAGE), self.kv_head)
 
-    def score(self, product: Expr, key: Expr, vector: int) -> Expr:
-        width, scores = self.width, self.spec.scores
-        score = scores.value(product, width)
-        hidden = splat(T.float32(float("-inf")), width)
-        behind = T.Broadcast(key, width)
-        lanes = T.Ramp(self.position + vector * width, T.int64(1), width)
-        score = T.Select(behind > lanes, hidden, score)
-        if scores.window:
-            lanes = T.Ramp(self.position + (vector * width - scores.window), T.int64(1), width)
-            score = T.Select(behind <= lanes, hidden, score)
-        return score
+    def seen(self, score: Expr, key: Expr, vector: int) -> Expr:
+        return self.reach.score(score, key, self.position + vector * self.width, self.width)
 
     def result(self, value: Expr, vector: int) -> Expr:
         lanes = T.Ramp(T.int64(vector * self.width), T.int64(1), self.width)

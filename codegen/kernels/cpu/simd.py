@@ -39,6 +39,14 @@ def bind(value: Expr) -> Expr:
     return T.Bind(value)
 
 
+def opaque(*values: Expr) -> list[Expr]:
+    """Names int64 values that TVM's analyser does not look into: nested minima take it minutes."""
+    slots = T.alloc_buffer((len(values),), "int64", scope="global")
+    for index, value in enumerate(values):
+        T.buffer_store(slots, value, [index])
+    return [bind(slots[index]) for index in range(len(values))]
+
+
 @contextmanager
 def prim_func(name: str) -> Iterator[list[Any]]:
     """Opens a PrimFunc; the yielded list receives the finished function."""
@@ -138,6 +146,24 @@ def splat(value: Expr, width: int) -> Expr:
     return T.Broadcast(value, width) if width > 1 else value
 
 
+def lane_factors(buffer: Expr, offsets: Sequence[Expr]) -> list[Expr]:
+    """Neighbouring scalars as factors of a 4-lane vector's multiply-adds, which take a lane each.
+
+    They come by loads of four lanes, two and one.
+    """
+    factors: list[Expr] = []
+    while len(factors) < len(offsets):
+        left = len(offsets) - len(factors)
+        count = 4 if left >= 4 else 2 if left >= 2 else 1
+        lanes = bind(load(buffer, offsets[len(factors)], count))
+        if count == 1:
+            factors.append(bind(splat(lanes, 4)))
+        else:
+            whole = [lanes] * (4 // count)
+            factors += [bind(T.Shuffle(whole, [i] * 4)) for i in range(count)]
+    return factors
+
+
 def remainder(count: int, width: int) -> Iterator[tuple[int, int]]:
     """What whole vectors leave of a run of elements, as ``(offset, width)`` of narrower ones."""
     done = count // width * width
@@ -177,11 +203,16 @@ def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *operands)
 
 
-def prefetch(buffer: Expr, offset: Expr, *, write: bool = False) -> None:
-    """Asks for a cache line; an address past the buffer is harmless."""
-    line = T.address_of(buffer[offset])
+def prefetch(buffer: Expr, offset: Expr, *, write: bool = False, near: bool = True) -> None:
+    """Asks for a cache line; an address past the buffer is harmless.
+
+    Args:
+        near: into the first-level cache; else into the second, of which a core may wait for more
+            lines at once.
+    """
+    line, locality = T.address_of(buffer[offset]), T.int32(3 if near else 2)
     T.evaluate(
-        T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(write), T.int32(3), T.int32(1))
+        T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(write), locality, T.int32(1))
     )
 
 
@@ -343,3 +374,11 @@ def choose(dynamic: bool, condition: Expr, yes: Callable[[], None], no: Callable
             yes()
         with T.Else():
             no()
+
+
+def either(condition: Expr | bool, yes: Callable[[], None], no: Callable[[], None]) -> None:
+    """Emits ``if condition: yes else: no``, or one of them where the condition is known."""
+    if isinstance(condition, bool):
+        (yes if condition else no)()
+    else:
+        choose(True, condition, yes, no)

@@ -1,9 +1,10 @@
-"""``fused_attention`` in ONNX: ``Attention[Mask|Bias][Causal]``.
+"""``fused_attention`` in ONNX: ``Attention[Mask|Bias][Causal][Window][Softcap]``.
 
 ``softmax(q k^T * scale + mask) v`` for each head. A query head takes the features
 ``offsets[0] + h * head_dim`` and on; its key and value head is ``h * kv_heads // heads``, at
 ``offsets[1]`` and ``offsets[2]``. One tensor may serve as query, key and value. A query that sees
-no key gives zeros.
+no key gives zeros. A window of so many tokens hides none of the first ``sinks`` keys; a softcap
+bends scores to ``softcap * tanh(s / softcap)``.
 """
 
 from __future__ import annotations
@@ -11,16 +12,24 @@ from __future__ import annotations
 from itertools import product
 from typing import Literal
 
-from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, extent, integer, lines
+from sparsify.ops.onnx.schema import (
+    FLOAT,
+    AttributeType,
+    OnnxOperator,
+    Port,
+    extent,
+    integer,
+    lines,
+)
 
 Mask = Literal["none", "mask", "bias"]
 
-_MASKS: dict[Mask, tuple[Port, ...]] = {
+MASKS: dict[Mask, tuple[Port, ...]] = {
     "none": (),
     "mask": (Port("mask", ("bool",), "broadcastable to the scores; true: the key is seen"),),
     "bias": (Port("mask", FLOAT, "broadcastable to the scores, added to them"),),
 }
-_CONSTANTS = (
+CONSTANTS = (
     integer("none", 0),
     integer("one", 1),
     integer("two", 2),
@@ -43,7 +52,7 @@ _CONSTANTS = (
     "kv_shape = Concat <axis: int = 0> (none, none, kv_head_count, one, head_size)",
     "factor = Constant <value_float: float = @scale> ()",
 )
-_SCORES = (
+SCORES = (
     "query_part = Slice(query, query_start, query_end, last)",
     "key_part = Slice(key, key_start, key_end, last)",
     "value_part = Slice(value, value_start, value_end, last)",
@@ -56,7 +65,7 @@ _SCORES = (
     "scores = MatMul(query_heads, key_heads)",
     "scaled = Mul(scores, factor)",
 )
-_REACHED = (
+POSITIONS = (
     "query_length = Shape <start: int = 1, end: int = 2> (query)",
     "key_length = Shape <start: int = 1, end: int = 2> (key)",
     "query_count = Squeeze(query_length)",
@@ -66,10 +75,25 @@ _REACHED = (
     "query_range = Range(begin, query_count, step)",
     "key_positions = Range(begin, key_count, step)",
     "query_positions = Unsqueeze(query_range, last)",
-    "reached = GreaterOrEqual(query_positions, key_positions)",
 )
-_INFINITE = "infinite = Constant <value_float: float = -inf> ()"
-_LOWEST = (
+BEHIND = "behind = GreaterOrEqual(query_positions, key_positions)"
+NEAR = (
+    "distance = Sub(query_positions, key_positions)",
+    "apart = Abs(distance)",
+    "window_size = Constant <value_int: int = @window> ()",
+    "sink_count = Constant <value_int: int = @sinks> ()",
+    "inside = Less(apart, window_size)",
+    "sink = Less(key_positions, sink_count)",
+    "near = Or(inside, sink)",
+)
+CAPPED = (
+    "cap = Constant <value_float: float = @softcap> ()",
+    "share = Div(scaled, cap)",
+    "bent = Tanh(share)",
+    "capped = Mul(bent, cap)",
+)
+LOWEST = (
+    "infinite = Constant <value_float: float = -inf> ()",
     "lowest = Constant <value_float: float = -3.4028234663852886e38> ()",
     "nothing = Constant <value_float: float = 0.0> ()",
 )
@@ -77,10 +101,6 @@ _LOWEST = (
 # Masks are added: ONNX Runtime adds several times faster than it selects, and makes the summand
 # once for all layers. A float mask hides what it lowers to minus infinity. Hidden scores are
 # finite, since a row of infinities has no softmax; ``any`` zeros the rows that see nothing.
-_SEEN: dict[Mask, str] = {
-    "mask": "seen = And(mask, reached)",
-    "bias": "seen = Where(reached, mask, infinite)",
-}
 _BARRIER: dict[Mask, tuple[str, ...]] = {
     "mask": (
         "ones = Cast <to: int = 1> (grouped)",
@@ -96,51 +116,87 @@ _BARRIER: dict[Mask, tuple[str, ...]] = {
 }
 
 
-def attention(mask: Mask, causal: bool) -> OnnxOperator:
+ATTRIBUTES: dict[str, AttributeType] = {
+    "heads": "int",
+    "kv_heads": "int",
+    "head_dim": "int",
+    "offsets": "ints",
+    "scale": "float",
+}
+INPUTS = (
+    Port("query", FLOAT, "[batch, query_length, features]"),
+    Port("key", FLOAT, "[batch, key_length, features]"),
+    Port("value", FLOAT, "[batch, key_length, features]"),
+)
+OUTPUTS = (Port("y", FLOAT, "[batch, query_length, heads * head_dim]"),)
+
+
+def attention(
+    mask: Mask, causal: bool, window: bool = False, softcap: bool = False
+) -> OnnxOperator:
     """The operator of this kind."""
+    scores = "capped" if softcap else "scaled"
     return OnnxOperator(
-        f"Attention{'' if mask == 'none' else mask.capitalize()}{'Causal' * causal}",
+        f"Attention{'' if mask == 'none' else mask.capitalize()}{'Causal' * causal}"
+        f"{'Window' * window}{'Softcap' * softcap}",
         "fused_attention",
         "Multi-head attention on unsplit projections: softmax(q k^T * scale"
         + (" + mask" if mask != "none" else "")
         + ") v"
-        + ("; key j is seen by query i only if j <= i." if causal else "."),
-        (
-            Port("query", FLOAT, "[batch, query_length, features]"),
-            Port("key", FLOAT, "[batch, key_length, features]"),
-            Port("value", FLOAT, "[batch, key_length, features]"),
-            *_MASKS[mask],
-        ),
-        (Port("y", FLOAT, "[batch, query_length, heads * head_dim]"),),
+        + ("; key j is seen by query i only if j <= i" if causal else "")
+        + ("; and only if |i - j| < window or j < sinks" if window else "")
+        + ("; scores s become softcap * tanh(s / softcap)." if softcap else "."),
+        (*INPUTS, *MASKS[mask]),
+        OUTPUTS,
         {
-            "heads": "int",
-            "kv_heads": "int",
-            "head_dim": "int",
-            "offsets": "ints",
-            "scale": "float",
+            **ATTRIBUTES,
+            **({"window": "int", "sinks": "int"} if window else {}),
+            **({"softcap": "float"} if softcap else {}),
         },
-        lines(*_CONSTANTS, *_SCORES, *_weights(mask, causal), *_found(mask)),
+        lines(
+            *CONSTANTS,
+            *SCORES,
+            *(CAPPED if softcap else ()),
+            *_weights(mask, causal, window, scores),
+            *found(zeroed=mask != "none" or window),
+        ),
     )
 
 
-def _weights(mask: Mask, causal: bool) -> tuple[str, ...]:
-    """The softmax of what is seen.
+def _weights(mask: Mask, causal: bool, window: bool, scores: str) -> tuple[str, ...]:
+    """The softmax of what is seen."""
+    if mask == "none" and not causal and not window:
+        return (f"weights = Softmax <axis: int = -1> ({scores})",)
+    if mask == "none" and not window:  # every query sees the first key
+        barrier = "barrier = Where(behind, nothing, lowest)"
+        return (*POSITIONS, BEHIND, *LOWEST, barrier, *softmax(scores))
+    reached = {
+        (True, False): (BEHIND, "reached = Identity(behind)"),
+        (False, True): (*NEAR, "reached = Identity(near)"),
+        (True, True): (BEHIND, *NEAR, "reached = And(near, behind)"),
+        (False, False): (),
+    }[causal, window]
+    seen = {
+        "none": (
+            "leading = Concat <axis: int = 0> (none, one)",
+            "seen = Unsqueeze(reached, leading)",
+        ),
+        "mask": ("seen = And(mask, reached)",),
+        "bias": ("seen = Where(reached, mask, infinite)",),
+    }[mask]
+    if not reached:
+        return (*LOWEST, *masked(mask, "mask"), *softmax(scores))
+    kind: Mask = "mask" if mask == "none" else mask
+    return (*LOWEST, *POSITIONS, *reached, *seen, *masked(kind, "seen"), *softmax(scores))
+
+
+def masked(mask: Mask, seen: str) -> tuple[str, ...]:
+    """The barrier of a mask ``[batch, heads, queries, keys]``.
 
     Scores have their heads on two axes, key heads and groups of them. A mask has all on one, or
     one for all of them; it is split like them, once for all layers that share it.
     """
-    if mask == "none" and not causal:
-        return ("weights = Softmax <axis: int = -1> (scaled)",)
-    hide = "hidden = Add(scaled, barrier)"
-    softmax = "weights = Softmax <axis: int = -1> (hidden)"
-    if mask == "none":
-        barrier = "barrier = Where(reached, nothing, lowest)"
-        return (*_REACHED, *_LOWEST, barrier, hide, softmax)
-    seen = "seen" if causal else "mask"
     return (
-        *_LOWEST,
-        _INFINITE,
-        *((*_REACHED, _SEEN[mask]) if causal else ()),
         f"mask_batch = Shape <start: int = 0, end: int = 1> ({seen})",
         f"mask_heads = Shape <start: int = 1, end: int = 2> ({seen})",
         f"mask_rest = Shape <start: int = 2, end: int = 4> ({seen})",
@@ -149,21 +205,28 @@ def _weights(mask: Mask, causal: bool) -> tuple[str, ...]:
         "mask_shape = Concat <axis: int = 0> (mask_batch, mask_kv_heads, mask_groups, mask_rest)",
         f"grouped = Reshape({seen}, mask_shape)",
         *_BARRIER[mask],
-        hide,
-        softmax,
     )
 
 
-def _found(mask: Mask) -> tuple[str, ...]:
+def softmax(scores: str) -> tuple[str, ...]:
+    """Weights of the scores behind the barrier."""
+    return (f"hidden = Add({scores}, barrier)", "weights = Softmax <axis: int = -1> (hidden)")
+
+
+def found(zeroed: bool) -> tuple[str, ...]:
     """The sums of values, heads side by side again; zeros where a query sees nothing."""
-    plain = "found = MatMul(weights, value_heads)"
-    zeroed = ("any_found = MatMul(weights, value_heads)", "found = Mul(any_found, any)")
+    plain = ("found = MatMul(weights, value_heads)",)
+    zeros = ("any_found = MatMul(weights, value_heads)", "found = Mul(any_found, any)")
     return (
-        *((plain,) if mask == "none" else zeroed),
+        *(zeros if zeroed else plain),
         "tokens = Transpose <perm: ints = [0, 3, 1, 2, 4]> (found)",
         "joined = Concat <axis: int = 0> (none, none, last)",
         "y = Reshape(tokens, joined)",
     )
 
 
-KINDS = tuple(attention(mask, causal) for mask, causal in product(_MASKS, (False, True)))
+_FLAGS = (False, True)
+KINDS = tuple(
+    attention(mask, causal, window, softcap)
+    for mask, causal, window, softcap in product(MASKS, _FLAGS, _FLAGS, _FLAGS)
+)

@@ -11,12 +11,12 @@ from sparsify.ops.onnx.kv_cache import (
     query_heads,
 )
 from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, camel, extent, integer, lines
-from sparsify.selectors import parse, selector_names
+from sparsify.selectors import PageSelector, page_selector, selector_names
 
-_LENGTHS = Port("lengths", ("int64",), "[batch], tokens in the cache, new ones included")
+LENGTHS = Port("lengths", ("int64",), "[batch], tokens in the cache, new ones included")
 _BOUNDS = "[layers, pages, kv_heads, 2, head_dim]"
 
-_TABLE = (
+TABLE = (
     "page_count = Shape <start: int = 1, end: int = 2> (pages)",
     "page_number = Squeeze(page_count)",
     "page_numbers = Range(begin, page_number, step)",
@@ -25,14 +25,14 @@ _TABLE = (
     "layer_keys = Gather <axis: int = 0> (keys, layer_number)",
 )
 """What `CONSTANTS` of the cache says of values, which these operators do not take."""
-_HEAD_DIM = "head_dim = Shape <start: int = 3, end: int = 4> (keys)"
+HEAD_DIM = "head_dim = Shape <start: int = 3, end: int = 4> (keys)"
 
 BOUNDS = OnnxOperator(
     "PageBounds",
     "page_bounds",
     "Keeps the least and the largest of each feature of the keys of pages that the newest tokens "
     "filled; y is lengths.",
-    (Port("bounds", FLOAT, _BOUNDS), Port("keys", FLOAT, KEYS), PAGES, _LENGTHS, COUNTS),
+    (Port("bounds", FLOAT, _BOUNDS), Port("keys", FLOAT, KEYS), PAGES, LENGTHS, COUNTS),
     (Port("new_bounds", FLOAT, _BOUNDS), Port("y", ("int64",), "[batch]")),
     {"layer": "int"},
     lines(
@@ -41,7 +41,7 @@ BOUNDS = OnnxOperator(
         integer("page_size", 16),
         "begin = Constant <value_int: int = 0> ()",
         "step = Constant <value_int: int = 1> ()",
-        *_TABLE,
+        *TABLE,
         "row_counts = Unsqueeze(counts, last)",
         "row_starts = Sub(row_lengths, row_counts)",
         "first = Div(row_starts, page_size)",
@@ -127,7 +127,7 @@ _PORTS = {
 
 def select_pages(selector: str) -> OnnxOperator:
     """The operator of this selector, which must be one of the kernel family."""
-    chosen_by = parse(selector)
+    chosen_by = page_selector(selector)
     assert chosen_by.scoring is not None
     channels = "channels" in chosen_by.tensors
     return OnnxOperator(
@@ -140,7 +140,7 @@ def select_pages(selector: str) -> OnnxOperator:
             Port("keys", FLOAT, KEYS),
             *(_PORTS[name] for name in chosen_by.tensors),
             PAGES,
-            _LENGTHS,
+            LENGTHS,
             COUNTS,
         ),
         (Port("selected", ("int32",), "[batch, kv_heads, length, budget], -1 behind the last"),),
@@ -154,8 +154,8 @@ def select_pages(selector: str) -> OnnxOperator:
         },
         lines(
             *CONSTANTS[:-1],
-            _HEAD_DIM,
-            *_TABLE,
+            HEAD_DIM,
+            *TABLE,
             "table_page_used = Mul(page_numbers, page_size)",
             "page_used = Less(table_page_used, row_lengths)",
             "safe_pages = Where(page_used, wide_pages, none)",
@@ -226,5 +226,9 @@ def _best() -> tuple[str, ...]:
 
 KINDS = (
     BOUNDS,
-    *(select_pages(name) for name in selector_names() if parse(name).scoring is not None),
+    *(
+        select_pages(name)
+        for name in selector_names(PageSelector)
+        if page_selector(name).scoring is not None
+    ),
 )

@@ -1,17 +1,20 @@
 """Attention against float64: heads, lengths, causality, every mask, tiles that begin mid-group."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
+from sparsify.band import Band
+from sparsify.block_mask import PARTIAL, BlockMask
 from sparsify.codegen.isa import NEON, Isa
 from sparsify.codegen.kernels.cpu.attention import Attention
 from sparsify.codegen.kernels.cpu.attention_mask import QUERY_PADDING, AttentionMask, MaskShape
-from sparsify.ops import from_lanes, fused_attention
+from sparsify.codegen.kernels.cpu.scores import Scores
+from sparsify.ops import block_attention, from_lanes, fused_attention
 
 # (batch, queries, keys)
 SIZES = [
@@ -23,7 +26,7 @@ SIZES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel; ``split`` has query, key and value in tensors of their own."""
+    """A kernel; ``split``: query, key and value are tensors of their own; ``tile`` widens tiles."""
 
     heads: int
     kv_heads: int
@@ -31,6 +34,12 @@ class Case:
     causal: bool = False
     mask: MaskShape | None = None
     split: bool = False
+    window: int = 0
+    sinks: int = 0
+    softcap: float = 0.0
+    block: tuple[int, int] | None = None
+    skip: float = 0.0
+    tile: int = 1
 
     @property
     def features(self) -> tuple[int, int, int]:
@@ -55,10 +64,13 @@ class Case:
             self.head_dim,
             self.features,
             self.offsets,
-            self.scale,
+            Scores(self.scale, self.window, self.softcap),
             self.causal,
+            self.sinks,
             self.mask,
-            {"avx512": 2, "avx2": 1, "neon": 4}[isa.name],
+            {"avx512": 2, "avx2": 1, "neon": 4}[isa.name] * self.tile,
+            self.block,
+            self.skip,
         )
 
 
@@ -74,9 +86,21 @@ CASES = {
     "causal key mask": Case(3, 1, 9, causal=True, mask=KEYS, split=True),
     "full mask": Case(2, 2, 8, mask=FULL),
     "position bias": Case(2, 2, 33, mask=BIAS),
+    "window": Case(2, 1, 16, causal=True, window=20),
+    "window of both sides": Case(2, 2, 8, split=True, window=9, sinks=3),
+    "window and sinks": Case(2, 2, 24, causal=True, window=17, sinks=5, softcap=1.5),
+    "soft cap": Case(2, 2, 8, softcap=0.7, split=True, tile=2),
+    "masked window": Case(2, 2, 8, causal=True, window=30, sinks=40, mask=KEYS),
+    "blocks": Case(4, 2, 16, block=(32, 16)),
+    "causal blocks": Case(
+        2, 2, 9, causal=True, block=(64, 48), tile=2, window=50, sinks=2, softcap=2.0
+    ),
+    "masked blocks": Case(2, 2, 8, block=(32, 96), mask=BIAS, split=True),
+    "skipping blocks": Case(2, 2, 8, block=(32, 16), skip=3.0),
 }
-UNMASKED = [name for name, case in CASES.items() if case.mask is None]
-MASKED = [name for name, case in CASES.items() if case.mask is not None]
+LISTED = [name for name, case in CASES.items() if case.block]
+UNMASKED = [name for name, case in CASES.items() if case.mask is None and not case.block]
+MASKED = [name for name, case in CASES.items() if case.mask is not None and not case.block]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +139,10 @@ def reference(case: Case, tensors: Operands, mask: torch.Tensor | None) -> torch
         case.offsets,
         case.scale,
         case.causal,
+        [],
+        case.window,
+        case.sinks,
+        case.softcap,
     )
 
 
@@ -124,7 +152,12 @@ def attend(
 ) -> Callable[..., torch.Tensor]:
     """Runs a case's kernel, after its mask's."""
 
-    def run(case: Case, tensors: Operands, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def run(
+        case: Case,
+        tensors: Operands,
+        mask: torch.Tensor | None = None,
+        blocks: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
         batch, queries = tensors[0].shape[:2]
         keys = tensors[1].shape[1]
         added = None
@@ -132,7 +165,7 @@ def attend(
             padded = -(-queries // QUERY_PADDING) * QUERY_PADDING if case.mask.queries else 1
             prepare = AttentionMask(case.mask, str(mask.dtype).removeprefix("torch."))
             added = library(prepare, [mask], (*mask.shape[:2], keys, padded))
-        inputs = [*map(lanes, tensors), added, batch, queries, keys]
+        inputs = [*map(lanes, tensors), added, *blocks, batch, queries, keys]
         shape = (-(-batch * queries // 16), case.heads * case.head_dim, 16)
         y = library(case.kernel(width.isa), inputs, shape, threads=(1, 2, 3))
         return from_lanes.reference(y, (batch, queries))
@@ -199,6 +232,91 @@ def test_queries_that_see_no_key(
         seen[1, ..., :5] = False
         mask = seen if hidden is False else torch.where(seen, 0.0, hidden)
         assert_close(attend(case, tensors, mask), reference(case, tensors, mask), size)
+
+
+def random_blocks(case: Case, size: tuple[int, int, int], lists: tuple[int, int]) -> BlockMask:
+    """Hidden, partial and full blocks; the first queries see nothing."""
+    assert case.block is not None
+    _, queries, keys = size
+    rows, columns = -(-queries // case.block[0]), -(-keys // case.block[1])
+    kinds = torch.randint(0, 3, (*lists, rows, columns), dtype=torch.int8)
+    kinds[0, 0, 0] = 0
+    return BlockMask.of_kinds(kinds, (queries, keys), case.block)
+
+
+def block_reference(
+    case: Case, tensors: Operands, blocks: BlockMask, mask: torch.Tensor | None
+) -> torch.Tensor:
+    q, k, v = (x.double() for x in tensors)
+    return block_attention.reference(
+        q,
+        k,
+        v,
+        blocks.tensors,
+        None if mask is None else mask.double(),
+        case.heads,
+        case.kv_heads,
+        case.head_dim,
+        case.offsets,
+        case.scale,
+        case.block,
+        case.causal,
+        case.window,
+        case.sinks,
+        case.softcap,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in LISTED if name != "skipping blocks"])
+def test_listed_blocks(attend: Callable[..., torch.Tensor], name: str) -> None:
+    """One list for all heads, for all of a key head, and for each head."""
+    case = CASES[name]
+    for number, size in enumerate([*SIZES, (1, 200, 260), (2, 130, 100)]):
+        lists = [(1, 1), (size[0], case.kv_heads), (size[0], case.heads)][number % 3]
+        tensors, blocks = operands(case, size), random_blocks(case, size, lists)
+        mask = torch.randn(1, case.heads, *size[1:]) if case.mask else None
+        found = attend(case, tensors, mask, blocks.tensors)
+        assert_close(found, block_reference(case, tensors, blocks, mask), size)
+
+
+def test_skipping_leaves_out_only_blocks_of_little_weight(
+    attend: Callable[..., torch.Tensor],
+) -> None:
+    """The first block has the largest scores, then one that nearly equals it, then small ones."""
+    case = CASES["skipping blocks"]
+    q, k, v = (torch.rand(1, n, case.features[0]) / 4 + 0.5 for n in (64, 48, 48))
+    at = case.offsets[1]
+    for first, level in ((0, 4.0), (16, 3.9), (32, 0.1)):
+        k[:, first : first + 16, at : at + 16] = level
+    full = BlockMask.of_band(Band(), (64, 48), (32, 16))
+    found = attend(case, (q, k, v), None, full.tensors)
+    hidden = BlockMask.of_kinds(torch.tensor([2, 2, 0]).expand(1, 1, 2, 3), (64, 48), (32, 16))
+    assert_close(found, block_reference(case, (q, k, v), hidden, None), "skipped")
+    with pytest.raises(AssertionError):
+        assert_close(found, block_reference(case, (q, k, v), full, None), "nothing skipped")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda lists: lists[0].fill_(9), "longer than its row"),
+        (lambda lists: lists[1].fill_(3), "does not exist"),
+        (lambda lists: lists[3].fill_(-1), "does not exist"),
+    ],
+)
+def test_wrong_lists_are_errors(
+    attend: Callable[..., torch.Tensor], spoil: Callable[[Any], Any], message: str
+) -> None:
+    case = CASES["blocks"]
+    tensors = operands(case, (1, 40, 40))
+    kinds = torch.full((1, 1, 2, 3), PARTIAL)
+    kinds[..., 2] = 2
+    lists = BlockMask.of_kinds(kinds, (40, 40), (32, 16)).tensors
+    spoil(lists)
+    with pytest.raises(IndexError, match=message):
+        attend(case, tensors, None, lists)
+    with pytest.raises(ValueError, match="one list of blocks of keys for each block of queries"):
+        attend(case, operands(case, (1, 70, 40)), None, lists)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0])

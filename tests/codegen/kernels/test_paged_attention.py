@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sparsify.codegen.isa import NEON, Isa
-from sparsify.codegen.kernels.cpu.paged_cache import Scores
 from sparsify.codegen.kernels.cpu.paged_decode import PagedDecode
 from sparsify.codegen.kernels.cpu.paged_prefill import PagedPrefill
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.layouts import LANES, Form
 from sparsify.ops import PAGE, from_lanes, paged_attention
 

@@ -10,11 +10,11 @@ import torch
 
 from sparsify.codegen.isa import NEON, Isa
 from sparsify.codegen.kernels.cpu.page_bounds import PageBounds
-from sparsify.codegen.kernels.cpu.paged_cache import Scores
 from sparsify.codegen.kernels.cpu.paged_decode import PagedDecode
+from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.kernels.cpu.select_pages import SelectPages
 from sparsify.ops import PAGE, page_bounds, paged_attention, select_pages
-from sparsify.selectors import parse
+from sparsify.selectors import page_selector
 
 LAYERS, LAYER = 2, 1
 
@@ -36,7 +36,7 @@ class Case:
         return self.heads * self.head_dim + 8
 
     def select(self, isa: Isa) -> SelectPages:
-        scoring = parse(self.selector).scoring
+        scoring = page_selector(self.selector).scoring
         assert scoring is not None
         return SelectPages(
             isa, self.heads, self.kv_heads, self.head_dim, self.features, 5,
@@ -105,7 +105,7 @@ class Operands:
         for row, count in enumerate(counts):
             query[row, count:] = math.nan
         given = cls(query, keys, values, [], pages, torch.tensor(lengths), torch.tensor(counts))
-        if "bounds" in parse(case.selector).tensors:
+        if "bounds" in page_selector(case.selector).tensors:
             bounds = torch.full((LAYERS, pool, case.kv_heads, 2, case.head_dim), math.nan)
             page_bounds.reference(bounds, keys, pages, given.lengths, given.lengths, LAYER)
             given.tensors.append(bounds)

@@ -68,15 +68,15 @@ def block_cases(lanes: bool) -> list[Case]:
     """Random blocks, one list a key head, some queries without any."""
     found = []
     for number, (batch, length) in enumerate([*TOKENS, (2, 37)]):
-        keys, block = length + 40, (16, 32)
+        keys, block = length + 40, (32, 16)
         query, memory = torch.randn(batch, length, 13), torch.randn(batch, keys, 17)
-        shape = (batch, 2, -(-length // 16), -(-keys // 32))
+        shape = (batch, 2, -(-length // 32), -(-keys // 16))
         kinds = torch.randint(0, 3, shape, dtype=torch.int8)
         causal, softcap = number % 2 == 1, [0.0, 0.0, 1.5][number % 3]
         masks = [None, torch.rand(batch, 1, 1, keys) > 0.3, torch.randn(batch, 4, length, keys)]
         mask = masks[number % 3]
-        kind = kinds.repeat_interleave(2, 1)[:, :, torch.arange(length) // 16]
-        kind = kind[..., torch.arange(keys) // 32]
+        kind = kinds.repeat_interleave(2, 1)[:, :, torch.arange(length) // 32]
+        kind = kind[..., torch.arange(keys) // 16]
         rule = torch.zeros(kind.shape) if mask is None else mask
         rule = torch.where(rule, 0.0, -math.inf) if rule.dtype == torch.bool else rule
         later = torch.arange(keys) > torch.arange(length)[:, None]

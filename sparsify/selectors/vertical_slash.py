@@ -1,0 +1,34 @@
+"""Blocks where the latest queries look, and where they would look from an earlier place.
+
+Source: Jiang et al., "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via Dynamic
+Sparse Attention", 2024. There, single columns and diagonals are kept; here blocks of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sparsify.selectors.base import BlockSelector, BlockView, register
+
+
+@register
+@dataclass(frozen=True)
+class VerticalSlash(BlockSelector):
+    """The latest queries' attention to the block, and to the block that lies as far before them.
+
+    The first is high in blocks that all queries look at, the second at distances that they do.
+    """
+
+    name = "vertical_slash"
+    scoring = "lines"
+
+    def weights(self, view: BlockView, **tensors: torch.Tensor) -> torch.Tensor:
+        scores = view.latest @ view.keys.mT * view.scale
+        ahead = torch.ones_like(scores, dtype=torch.bool).triu(
+            len(view.keys) - len(view.latest) + 1
+        )
+        attention = scores.masked_fill(ahead, float("-inf")).softmax(-1).sum(0)
+        found = torch.stack([part.sum() for part in attention.split(view.block)])
+        return found[: view.blocks] + found[len(found) - view.blocks :]

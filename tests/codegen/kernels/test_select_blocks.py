@@ -1,0 +1,155 @@
+"""Selection of blocks of keys for blocks of queries, against the plain reference in float64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from sparsify.codegen.isa import NEON, Isa
+from sparsify.codegen.kernels.cpu.paged_prefill import PagedPrefill
+from sparsify.codegen.kernels.cpu.scores import Scores
+from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
+from sparsify.layouts import LANES
+from sparsify.ops import PAGE, from_lanes, paged_attention, select_blocks
+from sparsify.selectors import block_selector
+from tests.codegen.kernels.test_select_pages import LAYER, Case, Operands
+
+
+@dataclass(frozen=True)
+class Blocks:
+    selector: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    block: tuple[int, int] = (64, 4)
+    density: float = 0.3
+    mass: float = 0.0
+    sinks: int = 1
+    recent: int = 1
+
+    @property
+    def features(self) -> int:
+        return self.heads * self.head_dim + 8
+
+    def kernel(self, isa: Isa) -> SelectBlocks:
+        selector = block_selector(self.selector)
+        assert selector.scoring is not None
+        return SelectBlocks(
+            isa, self.heads, self.kv_heads, self.head_dim, self.features, 5, 0.3,
+            selector.scoring, bool(selector.tensors), self.block, self.density, self.mass,
+            self.sinks, self.recent,
+        )  # fmt: skip
+
+    def tensors(self) -> list[torch.Tensor]:
+        count = len(block_selector(self.selector).tensors)
+        return [torch.randn(self.heads, self.head_dim, self.head_dim) for _ in range(count)]
+
+    def operands(self, length: int, lengths: list[int], counts: list[int]) -> Operands:
+        pages = Case("latest", self.heads, self.kv_heads, self.head_dim, 4)
+        given = Operands.random(pages, length, lengths, counts)
+        given.tensors = self.tensors()
+        return given
+
+
+CASES = {
+    "pooled": Blocks("pooled", 6, 2, 24),
+    "mass": Blocks("pooled", 2, 1, 7, (16, 2), 0.9, 0.4, 0, 2),
+    "gate": Blocks("block_gate", 4, 4, 9, (64, 1), 0.2),
+    "lines": Blocks("vertical_slash", 6, 3, 24),
+    "lines of mass": Blocks("vertical_slash", 1, 1, 33, (128, 3), 0.5, 0.3, 2, 1),
+}
+
+# (length, lengths, counts)
+ROUNDS = [
+    (16, [16, 40], [16, 9]),
+    (33, [33], [33]),
+    (70, [200, 70, 0], [70, 50, 0]),
+    (512, [1500], [512]),
+]
+
+
+@pytest.fixture(scope="module")
+def library(width: Any, build: Callable[..., Any]) -> Any:
+    return build([case.kernel(width.isa) for case in CASES.values()], width.target)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_length(
+    library: Any, width: Any, lanes: Callable[[torch.Tensor], torch.Tensor], name: str
+) -> None:
+    case = CASES[name]
+    for length, lengths, counts in ROUNDS:
+        given = case.operands(length, lengths, counts)
+        rows, columns = -(-length // case.block[0]), -(-given.pages.shape[1] // case.block[1])
+        inputs = [
+            lanes(given.query), given.keys, *given.tensors, given.pages, given.lengths,
+            given.counts, LAYER, length,
+        ]  # fmt: skip
+        shape = (len(lengths), case.heads, rows, columns)
+        found = library(case.kernel(width.isa), inputs, shape, (1, 2), torch.int32)
+        expected = select_blocks.reference(
+            given.query.double(), given.keys.double(), [t.double() for t in given.tensors],
+            given.pages, given.lengths, given.counts, LAYER, case.heads, 5, 0.3, case.selector,
+            case.block, case.density, case.mass, case.sinks, case.recent,
+        )  # fmt: skip
+        # Weights of random operands lie apart by more than rounding moves them, but for few.
+        rows_equal = (found == expected).all(-1)
+        assert float(rows_equal.double().mean()) >= 0.97, (lengths, counts)
+        counts_of = ((found >= 0).sum(-1) - (expected >= 0).sum(-1)).abs()
+        assert int(counts_of.max()) <= (1 if case.mass else 0)
+
+
+def test_the_density_is_kept(library: Any, width: Any, lanes: Callable[..., Any]) -> None:
+    case = CASES["pooled"]
+    given = case.operands(512, [4096], [512])
+    inputs = [
+        lanes(given.query), given.keys, given.pages, given.lengths, given.counts, LAYER, 512,
+    ]  # fmt: skip
+    found = library(case.kernel(width.isa), inputs, (1, 6, 8, 65), dtype=torch.int32)
+    for row in range(8):
+        blocks = (4096 - 512 + 64 * (row + 1)) // (4 * PAGE)
+        listed = found[0, :, row]
+        assert bool(((listed >= 0).sum(-1) == round(blocks * 0.3)).all())
+        assert bool((listed == 0).any(-1).all()) and bool((listed == blocks - 1).any(-1).all())
+
+
+def test_names_tell_kernels_apart() -> None:
+    assert len({case.kernel(NEON).name for case in CASES.values()}) == len(CASES)
+
+
+@pytest.mark.parametrize("block", [(32, 1), (64, 4)])
+def test_attention_over_selected_blocks(
+    width: Any,
+    build: Callable[..., Any],
+    lanes: Callable[[torch.Tensor], torch.Tensor],
+    block: tuple[int, int],
+) -> None:
+    vectors = {"avx512": 2, "avx2": 1, "neon": 4}[width.isa.name]
+    scores = Scores(0.3, 0, 2.5)
+    kernel = PagedPrefill(width.isa, 6, 2, 24, 6 * 24 + 8, 5, scores, vectors, block)
+    library = build([kernel], width.target)
+    for length, lengths, counts in ROUNDS:
+        given = CASES["pooled"].operands(length, lengths, counts)
+        rows, columns = -(-length // block[0]), -(-max(lengths) // (block[1] * PAGE))
+        seen = torch.rand(len(lengths), 6, rows, columns) < 0.5
+        starts = torch.arange(columns) * (block[1] * PAGE)
+        seen &= (starts < given.lengths[:, None])[:, None, None]
+        order = torch.where(seen, torch.arange(columns), columns).sort().values
+        lists = torch.where(order == columns, -1, order).int()
+        inputs = [
+            lanes(given.query), given.keys, given.values, given.pages, given.lengths,
+            given.counts, lists, LAYER, length,
+        ]  # fmt: skip
+        tokens = len(lengths) * length
+        y = library(kernel, inputs, (-(-tokens // LANES), 6 * 24, LANES), (1, 2))
+        found = from_lanes.reference(y, (tokens,)).view(len(lengths), length, -1)
+        expected = paged_attention.reference(
+            given.query.double(), given.keys.double(), given.values.double(), given.pages,
+            given.lengths, given.counts, LAYER, 6, 5, 0.3, 0, 2.5, (), lists, block,
+        )  # fmt: skip
+        assert bool(((found - expected).abs() <= 4e-6 * (1 + expected.abs())).all())
+    lists[0, 0, 0, 0] = columns
+    with pytest.raises(IndexError, match="begins after the sequence"):
+        library(kernel, inputs, (-(-tokens // LANES), 6 * 24, LANES))
