@@ -7,8 +7,9 @@ Each rule is calibrated on some windows of text and measured on others. Perplexi
 rewritten program on whole windows, so every token is gated. `skipped` is the share of all
 multiplications of the layers' linears that are not computed; rules that gate the inputs of every
 linear skip more of them at one sparsity than rules that gate gated networks, so compare within
-those. With ``--decode`` the same recipe is compiled, and one token after ``--context`` takes turns
-with the dense model: the ratio is the dense time over the gated one, above 1 when gating is faster.
+those. With ``--errors`` each place has as much sparsity as keeps its error. With ``--decode`` the
+same recipe is compiled, and one token after ``--context`` takes turns with the dense model: the
+ratio is the dense time over the gated one, above 1 when gating is faster.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,28 +43,18 @@ from sparsify.passes.graph import arguments
 from sparsify.passes.sites import linear_site
 from sparsify.program import Program
 
-RULES: dict[str, Callable[[float, Calibration], Gating]] = {
+RULES: dict[str, Callable[..., Gating]] = {
     "cats": sparsify.Cats,
     "chess": sparsify.Chess,
-    "wina-gates": lambda s, data: sparsify.Wina(s, data, at="gates"),
-    "top-k-gates": lambda s, data: sparsify.TopK(s, data, at="gates"),
+    "wina-gates": partial(sparsify.Wina, at="gates"),
+    "top-k-gates": partial(sparsify.TopK, at="gates"),
     "spark": sparsify.SparkTopK,
     "teal": sparsify.Teal,
     "wina": sparsify.Wina,
-    "wina-k": lambda s, data: sparsify.Wina(s, data, per_token=True),
+    "wina-k": partial(sparsify.Wina, per_token=True),
     "top-k": sparsify.TopK,
     "r-sparse": sparsify.RSparse,
 }
-
-
-class Logits(torch.nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.model(ids, use_cache=False).logits
-        return found
 
 
 def perplexity(program: Program, windows: torch.Tensor) -> float:
@@ -69,7 +62,7 @@ def perplexity(program: Program, windows: torch.Tensor) -> float:
     total = 0.0
     with torch.no_grad():
         for window in windows:
-            logits = run(window[None])[0, :-1]
+            logits = run(window[None]).logits[0, :-1]
             total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
     return math.exp(total / (len(windows) * (windows.shape[1] - 1)))
 
@@ -89,28 +82,40 @@ def cells(given: argparse.Namespace, model: Any) -> Iterator[dict[str, Any]]:
     windows = token_windows(SMOLLM2.tokenizer(), given.length)
     known, unseen = windows[: given.calibration], windows[-given.windows :]
     assert len(known) + len(unseen) <= len(windows)
-    imported = import_torch(Logits(model).eval(), (unseen[:1],), dynamic_shapes=None)
+    model.config.use_cache = False
+    imported = import_torch(model, (unseen[:1],), dynamic_shapes=None)
+    model.config.use_cache = True
     portable = run_pipeline(imported, PORTABLE).programs
     dense = portable["forward"]
     before = perplexity(dense, unseen)
     yield {"rule": "dense", "sparsity": 0, "perplexity": before, "ratio": 1.0, "skipped": 0.0}
     decode = Decode(given, model) if given.decode else None
+    texts = Calibration([(window[None],) for window in known])
     for rule in given.rules:
-        for sparsity in given.sparsity:
-            texts = Calibration([(window[None],) for window in known])
-            result = RULES[rule](sparsity / 100, texts).run(portable, PassContext())
+        for sparsity, options in wanted(given):
+            recipe = RULES[rule](sparsity / 100, texts, **options)
+            result = recipe.run(portable, PassContext())
             gated = result.programs["forward"]
             found = perplexity(gated, unseen)
             errors = [d.error for d in result.decisions if d.error is not None]
             yield {
                 "rule": rule,
                 "sparsity": sparsity,
+                "max_error": options.get("max_error"),
                 "perplexity": found,
                 "ratio": found / before,
                 "skipped": 1 - multiplications(gated) / multiplications(dense),
                 "error": sum(errors) / len(errors),
-                "decode": None if decode is None else decode.measure(rule, sparsity, known),
+                "decode": None if decode is None else decode.measure(recipe, known),
             }
+
+
+def wanted(given: argparse.Namespace) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Sparsities, the same everywhere or, of ``--errors``, as large as a place's error allows."""
+    if given.errors:
+        yield from ((90, {"max_error": error / 100, "fit": True}) for error in given.errors)
+    else:
+        yield from ((sparsity, {}) for sparsity in given.sparsity)
 
 
 class Decode:
@@ -122,8 +127,8 @@ class Decode:
         self.phase, self.prefix = phase, prompt.ids[:, : given.context]
         self.dense = sparsify.compile(model, num_threads=given.threads)
 
-    def measure(self, rule: str, sparsity: int, known: torch.Tensor) -> dict[str, Any]:
-        recipe = RULES[rule](sparsity / 100, Calibration(list(known)))
+    def measure(self, recipe: Gating, known: torch.Tensor) -> dict[str, Any]:
+        recipe = replace(recipe, calibration=Calibration(list(known)))
         lm = sparsify.compile(self.model, recipe=recipe, num_threads=self.given.threads)
         calls = {
             name: our_call(made, self.phase, self.prefix)
@@ -151,7 +156,9 @@ def table(found: list[dict[str, Any]]) -> Table:
     for cell in found[1:]:
         row = [
             cell["rule"],
-            f"{cell['sparsity']}%",
+            f"{cell['sparsity']}%"
+            if cell["max_error"] is None
+            else f"error {cell['max_error']:.0%}",
             f"{cell['perplexity']:.2f}",
             f"{cell['ratio']:.3f}",
             f"{cell['skipped']:.0%}",
@@ -173,6 +180,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--sparsity", type=int, nargs="+", default=(30, 50, 70), help="percent")
+    parser.add_argument(
+        "--errors",
+        type=float,
+        nargs="+",
+        help="instead of --sparsity: percent of relative error that each place may have, at a "
+        "sparsity of at most 90%%",
+    )
     parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     parser.add_argument("--calibration", type=int, default=8, help="windows to calibrate on")
     parser.add_argument("--windows", type=int, default=32, help="windows to measure on")

@@ -35,8 +35,8 @@ class DoubleSparsity(PageSelection):
     in absolute value, over all query heads of a key head.
 
     Attributes:
-        calibration: texts, as token ids.
-        channels: features of a key head that are read.
+        channels: features of a key head that are read. `PageSelection` has the others, of which
+            ``calibration`` is needed.
 
     Raises:
         ValueError: naming the attribute; at compile time, for a model that has no cache.
@@ -44,7 +44,6 @@ class DoubleSparsity(PageSelection):
     Source: Yang et al., "Post-Training Sparse Attention with Double Sparsity", 2024.
     """
 
-    calibration: Calibration = field(kw_only=True)
     channels: int = 8
 
     name = "double_sparsity"
@@ -52,10 +51,14 @@ class DoubleSparsity(PageSelection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels < 1:
-            raise ValueError(f"DoubleSparsity: channels={self.channels} must be at least 1")
+        if self.channels < 1 or self.calibration is None:
+            raise ValueError(
+                f"DoubleSparsity: channels={self.channels} must be at least 1, and calibration "
+                "texts must be given, on which they are chosen"
+            )
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        assert self.calibration is not None
         if "prefill" not in programs.names:
             raise ValueError(
                 "DoubleSparsity: pages are selected in the cache of a language model; compile one "
@@ -63,7 +66,8 @@ class DoubleSparsity(PageSelection):
             )
         chosen = important_channels(programs["prefill"], self.calibration, self.channels)
         sizes = (self.budget, self.sinks, self.recent, self.skip_layers)
-        return _Calibrated(*sizes, chosen=chosen).run(programs, context)
+        trust = (self.calibration, self.budget_error)
+        return _Calibrated(*sizes, *trust, chosen=chosen).run(programs, context)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class _Calibrated(PageSelection):
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
         layer = arguments(node)["layer"]
         return (rewriter.add_weight(f"{attention_site(layer)}.channels", self.chosen[layer]),)
+
+    def tensors_of(
+        self, keys: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, layer: int
+    ) -> list[torch.Tensor]:
+        return [self.chosen[layer]]
 
 
 def important_channels(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
+from sparsify import ops
 from sparsify.passes.select_pages import PageSelection, keep_bounds
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import PageBounds
@@ -39,3 +41,11 @@ class Quest(PageSelection):
 
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
         return (keep_bounds(rewriter, node),)
+
+    def tensors_of(
+        self, keys: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, layer: int
+    ) -> list[torch.Tensor]:
+        _, count, kv_heads, head_dim, _ = keys.shape
+        bounds = torch.zeros(1, count, kv_heads, 2, head_dim)
+        ops.page_bounds.reference(bounds, keys, pages, lengths, lengths, 0)
+        return [bounds]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.contracts import GraphPass, PassContext
+from sparsify.calibration import Calibration
+from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
+from sparsify.passes.selection_trust import Attended, page_trust
 from sparsify.passes.sites import is_disabled
+from sparsify.program import ProgramSet
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import PageSelector
@@ -43,15 +47,20 @@ class PageSelection(GraphPass):
         sinks: first tokens of a sequence, which are always read, rounded up to pages.
         recent: latest tokens that are always read, rounded up to pages.
         skip_layers: so many layers from the first read everything.
+        calibration: texts, as token ids, on which the report says what was left out.
+        budget_error: refuse to change the output of a head by more than this share of its norm.
 
     Raises:
         ValueError: naming the attribute.
+        BudgetError: at compile time, naming the layer and head that break ``budget_error``.
     """
 
     budget: int = 512
     sinks: int = PAGE
     recent: int = PAGE
     skip_layers: int = 2
+    calibration: Calibration | None = None
+    budget_error: float | None = None
 
     tolerance = float("inf")
     selector: ClassVar[type[PageSelector]]
@@ -73,10 +82,63 @@ class PageSelection(GraphPass):
                 f"and recent={self.recent}, in pages of {PAGE} tokens"
             )
 
+        check_budget(kind, self.calibration, self.budget_error)
+
     @property
     def _always(self) -> tuple[int, int]:
         """Pages of sinks, and recent ones."""
         return -(-self.sinks // PAGE), -(-self.recent // PAGE)
+
+    def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        result = super().run(programs, context)
+        if self.calibration is None or "prefill" not in programs.names:
+            return result
+        shared: dict[str, torch.Tensor] = {}
+        trust = page_trust(
+            programs["prefill"],
+            self.calibration,
+            self._site,
+            lambda attended: self.lists_of(attended, shared),
+        )
+        trust.check(type(self).__name__, self.budget_error)
+        told = trust.decisions(self.name, "the last tokens of the calibration select pages")
+        return replace(result, decisions=(*result.decisions, *told))
+
+    @staticmethod
+    def _site(layer: int) -> str:
+        return f"decode.{attention_site(layer)}"
+
+    def lists_of(self, attended: Attended, shared: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """The pages that an attention's tokens would read, None where it reads everything.
+
+        Args:
+            shared: what layers leave to those behind them, by names of their own.
+        """
+        layer = attended.options["layer"]
+        assert isinstance(layer, int)
+        if layer < self.skip_layers or attended.options["window"]:
+            return None
+        return self.selected(attended, layer)
+
+    def selected(self, attended: Attended, layer: int) -> torch.Tensor:
+        """What the reference selects, int32 ``[kv_heads, tokens, budget]``."""
+        keys, total = attended.keys, attended.key.shape[1]
+        heads, tokens, head_dim = attended.query.shape
+        lengths, counts = torch.tensor([total]), torch.tensor([tokens])
+        pages = torch.arange(keys.shape[1], dtype=torch.int32)[None]
+        sinks, recent = self._always
+        query = attended.query.transpose(0, 1).reshape(1, tokens, heads * head_dim)
+        tensors = self.tensors_of(keys, pages, lengths, layer)
+        return ops.select_pages.reference(
+            *(query, keys, tensors, pages, lengths, counts, 0, heads, 0, self.selector.name),
+            *(self.budget // PAGE, sinks, recent),
+        )[0]
+
+    def tensors_of(
+        self, keys: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, layer: int
+    ) -> list[torch.Tensor]:
+        """What the selector reads besides, for a cache of one layer and one sequence."""
+        return []
 
     def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
         before: fx.Node | None = None
@@ -152,6 +214,13 @@ class PageSelection(GraphPass):
                 *(options[name] for name in rest),
                 *(self.selector.name, self.budget // PAGE, sinks, recent),
             ),
+        )
+
+
+def check_budget(kind: str, calibration: Calibration | None, budget: float | None) -> None:
+    if budget is not None and (calibration is None or budget < 0):
+        raise ValueError(
+            f"{kind}: budget_error={budget} must be at least 0, and needs calibration texts"
         )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from sparsify.passes.graph import arguments
 from sparsify.passes.select_pages import PageSelection
+from sparsify.passes.selection_trust import Attended
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import Exact
 
@@ -57,6 +59,13 @@ class TidalDecode(PageSelection):
         if arguments(node)["layer"] in self.selecting:
             return None, self.call(rewriter, node, tensors)
         return before, before
+
+    def lists_of(self, attended: Attended, shared: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        found = super().lists_of(attended, shared)
+        if attended.options["layer"] in self.selecting and found is not None:
+            shared["selected"] = found
+            return None
+        return None if found is None else shared.get("selected")
 
     def done(self, layer: int) -> str:
         if layer in self.selecting:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.moefication import moefy
+    from sparsify.passes.attention_mixture import AttentionMixture
     from sparsify.passes.double_sparsity import DoubleSparsity
+    from sparsify.passes.flex_prefill import FlexPrefill
     from sparsify.passes.gating import (
         Cats,
         Chess,
@@ -32,14 +35,19 @@ if TYPE_CHECKING:
         TopK,
         Wina,
     )
+    from sparsify.passes.moefy import Moefy
+    from sparsify.passes.pattern_attention import PatternAttention
+    from sparsify.passes.pooled_blocks import PooledBlocks
     from sparsify.passes.quest import Quest
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
+    from sparsify.passes.vertical_slash import VerticalSlash
     from sparsify.pruning import RoundWeights, Unstructured, prune
     from sparsify.report import Decision, Report
 
 __all__ = [
     "ArtefactError",
+    "AttentionMixture",
     "Calibration",
     "Cats",
     "Chess",
@@ -49,6 +57,10 @@ __all__ = [
     "Decision",
     "DoubleSparsity",
     "ExactZeros",
+    "FlexPrefill",
+    "Moefy",
+    "PatternAttention",
+    "PooledBlocks",
     "Quest",
     "RSparse",
     "Report",
@@ -60,16 +72,19 @@ __all__ = [
     "TidalDecode",
     "TopK",
     "Unstructured",
+    "VerticalSlash",
     "Wina",
     "analyze_activations",
     "compile",
     "load",
+    "moefy",
     "prune",
 ]
 
 # Imported when first used: torch and TVM take seconds.
 _HOMES = {
     "ArtefactError": "sparsify.artefact.container",
+    "AttentionMixture": "sparsify.passes.attention_mixture",
     "Calibration": "sparsify.calibration",
     "Cats": "sparsify.passes.gating",
     "Chess": "sparsify.passes.gating",
@@ -79,6 +94,10 @@ _HOMES = {
     "Decision": "sparsify.report",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
+    "FlexPrefill": "sparsify.passes.flex_prefill",
+    "Moefy": "sparsify.passes.moefy",
+    "PatternAttention": "sparsify.passes.pattern_attention",
+    "PooledBlocks": "sparsify.passes.pooled_blocks",
     "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
     "Report": "sparsify.report",
@@ -90,10 +109,12 @@ _HOMES = {
     "TidalDecode": "sparsify.passes.tidal_decode",
     "TopK": "sparsify.passes.gating",
     "Unstructured": "sparsify.pruning",
+    "VerticalSlash": "sparsify.passes.vertical_slash",
     "Wina": "sparsify.passes.gating",
     "analyze_activations": "sparsify.analysis",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
+    "moefy": "sparsify.moefication",
     "prune": "sparsify.pruning",
 }
 

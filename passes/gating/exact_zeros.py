@@ -45,7 +45,7 @@ class ExactZeros(Gating):
         taken = {linear for place in gates for linear in (place.linear, place.down)}
         return [*gates, *(p for p in input_places(graph, nodes) if p.linear not in taken)]
 
-    def plan(self, observed: Observed) -> Plan:
+    def plan(self, observed: Observed, sparsity: float) -> Plan:
         return Plan(None, float((observed.values != 0).float().mean()), 0.0)
 
     def refusal(self, plan: Plan) -> str | None:

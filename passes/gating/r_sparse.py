@@ -41,8 +41,8 @@ class RSparse(Gating):
     def rule(self) -> type[Gate]:
         return Threshold
 
-    def plan(self, observed: Observed) -> Plan:
-        plan = super().plan(observed)
+    def plan(self, observed: Observed, sparsity: float) -> Plan:
+        plan = super().plan(observed, sparsity)
         inner, outer = _low_rank(observed.weight, self.rank)
         assert plan.calibrated is not None
         keep = plan.calibrated.keep(observed.values)

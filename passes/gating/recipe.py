@@ -44,6 +44,8 @@ class Gating(ABC):
         entries: entry programs that are rewritten. By default those of few tokens, ``decode``,
             where a program set has it, else all.
         max_error: a place with a larger error stays dense; None for no limit.
+        fit: a place with a larger error drops as many features as ``max_error`` allows instead,
+            so that places which bear more sparsity than others have more.
 
     Raises:
         TypeError, ValueError: naming the option and what it may be.
@@ -52,9 +54,10 @@ class Gating(ABC):
     sparsity: float
     calibration: Calibration
     sites: tuple[str, ...] = ("*",)
-    skip: tuple[str, ...] = ("lm_head",)
+    skip: tuple[str, ...] = ("*lm_head",)
     entries: tuple[str, ...] = ()
     max_error: float | None = None
+    fit: bool = False
 
     name: ClassVar[str]
     tolerance: ClassVar[float] = math.inf
@@ -74,6 +77,8 @@ class Gating(ABC):
             )
         if self.max_error is not None and not self.max_error > 0:
             raise ValueError(f"{kind}: max_error={self.max_error} must be above 0, or None")
+        if self.fit and self.max_error is None:
+            raise ValueError(f"{kind}: fit=True needs a max_error to fit to")
         if self.gated() not in get_args(At):
             known = ", ".join(map(repr, get_args(At)))
             raise ValueError(f"{kind}: at={self.gated()!r} must be one of {known}")
@@ -151,13 +156,23 @@ class Gating(ABC):
         places = list(self._places(program, list(program.graph.nodes)))
         seen = samples(program, self.calibration, {place.x for place in places})
         with torch.no_grad():
-            return {p.site.weight: self.plan(p.observe(program, seen[p.x])) for p in places}
+            return {p.site.weight: self._fitted(p.observe(program, seen[p.x])) for p in places}
 
-    def plan(self, observed: Observed) -> Plan:
-        """The calibrated rule, and what it does to the samples that it was calibrated on."""
-        calibrated = self.rule().calibrate(
-            observed.values, self.sparsity, self.importance(observed)
-        )
+    def _fitted(self, observed: Observed) -> Plan:
+        """The plan of the wanted sparsity, or with ``fit`` of the largest that keeps the error."""
+        plan = self.plan(observed, self.sparsity)
+        if not self.fit or self.refusal(plan) is None:
+            return plan
+        low, high = 1, _FITS
+        while low < high:
+            middle = (low + high) // 2
+            plan = self.plan(observed, self.sparsity * (1 - middle / (_FITS + 1)))
+            low, high = (low, middle) if self.refusal(plan) is None else (middle + 1, high)
+        return self.plan(observed, self.sparsity * (1 - low / (_FITS + 1)))
+
+    def plan(self, observed: Observed, sparsity: float) -> Plan:
+        """The rule calibrated to a sparsity, and what it does to the samples it saw."""
+        calibrated = self.rule().calibrate(observed.values, sparsity, self.importance(observed))
         keep = calibrated.keep(observed.values)
         return Plan(calibrated, float(keep.float().mean()), observed.error(keep))
 
@@ -209,6 +224,9 @@ class Gating(ABC):
             error=None if plan is None else plan.error,
         )
 
+
+_FITS = 31
+"""Sparsities that ``fit`` tries, evenly from the wanted one down."""
 
 _NETWORKS = "gated networks (a gate and an up projection, multiplied, read by one linear)"
 _LOOKED_FOR = {"inputs": "linears", "gates": _NETWORKS, "closed gates": _NETWORKS}

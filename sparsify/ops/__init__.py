@@ -6,7 +6,7 @@ from sparsify.ops.block_selection import DENSITY_STEPS, select_blocks
 from sparsify.ops.experts import ExpertsShape, experts
 from sparsify.ops.gate import gate
 from sparsify.ops.gated import gated
-from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention
+from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention, seen_blocks
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
 from sparsify.ops.library import OPERATORS, Operator
 from sparsify.ops.linear import ACTIVATIONS, sparse_linear
@@ -44,6 +44,7 @@ __all__ = [
     "paged_attention",
     "rotary",
     "route",
+    "seen_blocks",
     "select_blocks",
     "select_pages",
     "sparse_linear",

@@ -199,7 +199,7 @@ def paged_attention(
         behind = (total - count + torch.arange(count))[:, None] - torch.arange(total)
         hidden = behind < 0 if not window else (behind < 0) | (behind >= window)
         if selected is not None:
-            seen = _seen(selected[row], count, total, block)
+            seen = seen_blocks(selected[row], count, total, block)
             hidden = hidden | ~seen.repeat_interleave(heads // len(seen), 0)
         weights = F.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
         # A query that sees no key attends to nothing.
@@ -209,7 +209,9 @@ def paged_attention(
     return to_lanes.reference(y) if extents else y
 
 
-def _seen(selected: torch.Tensor, queries: int, keys: int, block: Sequence[int]) -> torch.Tensor:
+def seen_blocks(
+    selected: torch.Tensor, queries: int, keys: int, block: Sequence[int]
+) -> torch.Tensor:
     """Bool ``[lists, queries, keys]`` of one sequence's lists of blocks."""
     step = block[1] * PAGE
     # One more than there are, for the entries behind the last.

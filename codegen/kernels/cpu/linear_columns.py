@@ -28,10 +28,11 @@ from sparsify.contracts import Side
 from sparsify.layouts import Dense, DenseColumns, Form
 
 _PANEL = 1024
-"""Outputs of a panel, about: a column's part is a page of memory, which prefetches do not leave."""
+"""Outputs of the narrowest panel, about: a column's part is then a page of memory, which processors
+do not leave when they fetch ahead. Wider ones are a tenth faster, and fewer."""
 
 
-def _widest(isa: Isa) -> int:
+def columns_widest(isa: Isa) -> int:
     """Tokens of a tile: more columns than registers are read again from the first-level cache."""
     return 8 if isa.vector == 16 else 4
 
@@ -49,7 +50,7 @@ class ColumnsKernels:
 
     def kernel(self, isa: Isa, site: LinearSite, layout: DenseColumns) -> ColumnsLinear:
         shape = site.out_features, site.in_features
-        return ColumnsLinear(isa, *shape, layout, epilogue_of(site), _widest(isa))
+        return ColumnsLinear(isa, *shape, layout, epilogue_of(site), columns_widest(isa))
 
     def cycles(
         self, isa: Isa, layout: DenseColumns, shape: tuple[int, int], nnz: int, tokens: int
@@ -60,9 +61,10 @@ class ColumnsKernels:
         return layout.panel_count(shape[0])
 
     def skipping_candidates(self, isa: Isa, shape: tuple[int, int]) -> tuple[DenseColumns, ...]:
-        """Panels as wide as pages, and a number of them that two threads can share evenly."""
-        panels = max(1, round(shape[0] / _PANEL))
-        widths = (_even_width(shape[0], count) for count in (panels, panels + panels % 2))
+        """One panel, one for each of two threads, or as many as have columns of a page."""
+        narrow = max(1, round(shape[0] / _PANEL))
+        counts = sorted({1, 2, narrow, narrow + narrow % 2})
+        widths = (_even_width(shape[0], count) for count in counts)
         return tuple(
             DenseColumns(rows, bits) for rows in dict.fromkeys(widths) for bits in (16, 32)
         )
@@ -75,7 +77,7 @@ class ColumnsKernels:
     ) -> float:
         token = 0.55 * vector_cycles(isa)
         weight = 1.0 if layout.value_bits == 32 else 1.3
-        tiles = token_widths(tokens, _widest(isa))
+        tiles = token_widths(tokens, columns_widest(isa))
         vectors = share * shape[0] * shape[1] / 16
         pieces = share * shape[1] * layout.panel_count(shape[0]) * len(tiles)
         sums = vectors * sum(weight + token * count for count in tiles)

@@ -33,6 +33,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     intrinsic,
     lane_factors,
     load,
+    prefetch,
     prim_func,
     splat,
     store,
@@ -94,9 +95,11 @@ class SellTiles(LaneTiles):
         chunk_groups: row groups of one task.
         in_features, out_features: features of ``x`` and of ``y``.
         ragged: the last group may have slots without a row, whose output is -1.
+        ahead: values between a prefetch and its use; 0: weights are in cache.
         x, starts, outputs, columns, values, y: the kernel's arguments, to be set before `task`.
     """
 
+    ahead: int = 0
     starts: Expr
     outputs: Expr
     columns: Expr
@@ -182,6 +185,9 @@ class SellTiles(LaneTiles):
         choose(self.blocked, block == 0, from_bias, from_memory)
 
     def _step(self, tile: LaneTile, total: Registers, slot: Expr, x_block: Expr) -> None:
+        if self.ahead:
+            prefetch(self.values, slot + self.ahead)
+            prefetch(self.columns, T.floordiv(slot + self.ahead, 4))
         for quad in range(0, self.rows, 4):
             columns = self._columns(tile, slot + quad, x_block)
             weights = self._weights(slot + quad)

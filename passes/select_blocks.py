@@ -1,0 +1,151 @@
+"""How recipes make prefill read selected blocks of the cache: what they all do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import fx
+
+from sparsify import ops
+from sparsify.calibration import Calibration
+from sparsify.contracts import GraphPass, PassContext, PassResult
+from sparsify.ops import PAGE
+from sparsify.passes.graph import arguments, shape_of
+from sparsify.passes.select_pages import attention_site, check_budget, set_arguments
+from sparsify.passes.selection_trust import block_trust
+from sparsify.passes.sites import is_disabled
+from sparsify.program import ProgramSet
+from sparsify.report import Decision
+from sparsify.rewriter import Rewriter
+from sparsify.selectors import BlockSelector
+
+QUERIES = 64
+"""Of a block of queries: whole tiles of every kernel."""
+
+
+@dataclass(frozen=True)
+class BlockSelection(GraphPass):
+    """Base of recipes: attention of many tokens over the cache reads blocks that are selected.
+
+    Before::
+
+        y = paged_attention(q, keys, values, pages, lengths, counts)
+
+    After::
+
+        selected = select_blocks(q, keys, [...], pages, lengths, counts, selector, density)
+        y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected)
+
+    Every query head and block of 64 queries has blocks of its own. Decode is left alone: combine it
+    with a recipe that selects pages.
+
+    Attributes:
+        density: share of the visible blocks that is read, at most; those with the first and the
+            latest tokens are always read.
+        keys: of a block, a multiple of 16.
+        sinks, recent: tokens that are always read, from the first and before the latest, rounded up
+            to blocks.
+        skip_layers: so many layers from the first read everything.
+        calibration: texts, as token ids, on which the report says what was left out.
+        budget_error: refuse to change the output of a head by more than this share of its norm.
+
+    Raises:
+        ValueError: naming the attribute.
+        BudgetError: at compile time, naming the layer and head that break ``budget_error``.
+    """
+
+    density: float = 0.25
+    keys: int = 64
+    sinks: int = 64
+    recent: int = 64
+    skip_layers: int = 0
+    calibration: Calibration | None = None
+    budget_error: float | None = None
+
+    tolerance = float("inf")
+    selector: ClassVar[type[BlockSelector]]
+    mass: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        if not 0 < self.density <= 1:
+            raise ValueError(f"{kind}: density={self.density} must be above 0 and at most 1")
+        if self.keys % PAGE or self.keys <= 0:
+            raise ValueError(
+                f"{kind}: keys={self.keys} must be a multiple of {PAGE}, those of a page"
+            )
+        if self.sinks < 0 or self.recent < 0 or self.skip_layers < 0:
+            raise ValueError(
+                f"{kind}: sinks={self.sinks}, recent={self.recent} and "
+                f"skip_layers={self.skip_layers} must be at least 0"
+            )
+        check_budget(kind, self.calibration, self.budget_error)
+
+    def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        result = super().run(programs, context)
+        if self.calibration is None or "prefill" not in programs.names:
+            return result
+        trust = block_trust(result.programs["prefill"], self.calibration, self._site)
+        trust.check(type(self).__name__, self.budget_error)
+        told = trust.decisions(self.name, "blocks are selected in the texts of the calibration")
+        return replace(result, decisions=(*result.decisions, *told))
+
+    @staticmethod
+    def _site(layer: int) -> str:
+        return f"prefill.{attention_site(layer)}"
+
+    def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
+        for node in rewriter.nodes:
+            if node.target != ops.paged_attention.overload:
+                continue
+            site = f"{rewriter.name}.{attention_site(arguments(node)['layer'])}"
+            reason = self._unfit(node)
+            if reason is None and is_disabled(site, context.disabled_sites):
+                reason = "switched off"
+            if reason is not None:
+                yield Decision(site, "attention", "skipped", reason, self.name)
+                continue
+            with rewriter.graph.inserting_before(node):
+                selected = self._select(rewriter, node)
+            set_arguments(node, selected=selected, block=[QUERIES, self.keys // PAGE])
+            yield Decision(
+                site,
+                "attention",
+                "rewritten",
+                f"reads at most {self.density:.0%} of the blocks of {self.keys} keys that it may "
+                f"see, those that {self.selector.name} selects, and the first and the latest",
+                self.name,
+            )
+
+    def _unfit(self, node: fx.Node) -> str | None:
+        """Why an attention stays as it is."""
+        options = arguments(node)
+        if shape_of(options["query"])[1] == 1:
+            return "blocks are selected for many tokens, this is one"
+        if options["selected"] is not None:
+            return "another recipe has selected what it reads"
+        if options["layer"] < self.skip_layers:
+            return f"the first {self.skip_layers} layers read everything"
+        if options["window"]:
+            return f"it reads a window of {options['window']} tokens alone"
+        return None
+
+    def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
+        """What the selector reads at an attention besides the query and the keys."""
+        return ()
+
+    def _select(self, rewriter: Rewriter, node: fx.Node) -> fx.Node:
+        options = arguments(node)
+        rest = ("pages", "lengths", "counts", "layer", "heads", "offset", "scale")
+        tensors = list(self.tensors(rewriter, node))
+        sinks, recent = -(-self.sinks // self.keys), 1 + -(-self.recent // self.keys)
+        return rewriter.call(
+            ops.select_blocks.overload,
+            (
+                *(options["query"], options["keys"], tensors, *(options[name] for name in rest)),
+                *(self.selector.name, [QUERIES, self.keys // PAGE], self.density, self.mass),
+                *(sinks, recent),
+            ),
+        )

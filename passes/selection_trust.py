@@ -1,0 +1,151 @@
+"""What selections of pages and of blocks cost each head, on the texts of a calibration.
+
+Blocks are selected in prefill, which runs as it was rewritten. Pages are selected for single
+tokens, so the last tokens of each text stand for those that would be generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from sparsify import ops
+from sparsify.calibration import Calibration
+from sparsify.ops import PAGE, seen_blocks
+from sparsify.passes.attention_trust import AttentionTrust
+from sparsify.passes.graph import arguments
+from sparsify.program import Program
+
+_TOKENS = 64
+"""Last tokens of a text that stand for generated ones."""
+
+Lists = Callable[["Attended"], torch.Tensor | None]
+"""What one attention reads: int32 ``[lists, blocks of queries, most]``, None for everything."""
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One attention of one text, heads first.
+
+    Attributes:
+        query: ``[heads, tokens, head_dim]``; key, value: ``[kv_heads, tokens, head_dim]``.
+        selected: what the program selected, None where it did not.
+    """
+
+    options: dict[str, object]
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    selected: torch.Tensor | None
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """The keys as a cache of one layer, ``[1, pages, kv_heads, head_dim, 16]``."""
+        padded = torch.nn.functional.pad(self.key, (0, 0, 0, -self.key.shape[1] % PAGE))
+        return padded.unflatten(1, (-1, PAGE)).permute(1, 0, 3, 2)[None].contiguous()
+
+
+def each_attention(
+    program: Program, calibration: Calibration, visit: Callable[[Attended], None]
+) -> None:
+    """Runs prefill on all texts and shows each attention over the cache, as it comes."""
+    attentions = [n for n in program.graph.nodes if n.target == ops.paged_attention.overload]
+    appends = {
+        arguments(node)["layer"]: arguments(node)
+        for node in program.graph.nodes
+        if node.target == ops.kv_append.overload
+    }
+    values: dict[fx.Node, torch.Tensor] = {}
+
+    def watch(node: fx.Node, value: torch.Tensor) -> None:
+        values[node] = value
+        if node.target != ops.paged_attention.overload:
+            return
+        options = arguments(node)
+        append, chosen = appends[options["layer"]], options["selected"]
+        _, _, kv_heads, head_dim, _ = options["keys"].meta["val"].shape
+        parts = (
+            (options["query"], options["offset"], options["heads"]),
+            (append["key"], append["offsets"][0], int(kv_heads)),
+            (append["value"], append["offsets"][1], int(kv_heads)),
+        )
+        heads = [
+            values[source][0, :, start : start + count * head_dim]
+            .unflatten(-1, (count, int(head_dim)))
+            .transpose(0, 1)
+            for source, start, count in parts
+        ]
+        visit(Attended(options, *heads, None if chosen is None else values[chosen][0]))
+
+    watched = set(attentions)
+    for node in attentions:
+        options = arguments(node)
+        append = appends[options["layer"]]
+        operands = (options["query"], append["key"], append["value"], options["selected"])
+        watched |= {operand for operand in operands if operand is not None}
+    calibration.run(program, watch, watched)
+
+
+def block_trust(
+    program: Program, calibration: Calibration, name: Callable[[int], str]
+) -> AttentionTrust:
+    """Of every attention that reads selected blocks; sites are named by their layers."""
+    trust = AttentionTrust()
+
+    def visit(attended: Attended) -> None:
+        if attended.selected is not None:
+            _observe(trust, attended, name, attended.selected, attended.options["block"], 0)
+
+    each_attention(program, calibration, visit)
+    return trust
+
+
+def page_trust(
+    program: Program, calibration: Calibration, name: Callable[[int], str], lists: Lists
+) -> AttentionTrust:
+    """Of every attention for which there are ``lists`` of pages for the last tokens of a text."""
+    trust = AttentionTrust()
+
+    def visit(attended: Attended) -> None:
+        first = max(attended.query.shape[1] - _TOKENS, 0)
+        last = Attended(
+            attended.options, attended.query[:, first:], attended.key, attended.value, None
+        )
+        selected = lists(last)
+        if selected is not None:
+            _observe(trust, last, name, selected, (1, 1), first)
+
+    each_attention(program, calibration, visit)
+    return trust
+
+
+def _observe(
+    trust: AttentionTrust,
+    attended: Attended,
+    name: Callable[[int], str],
+    selected: torch.Tensor,
+    block: object,
+    first: int,
+) -> None:
+    assert isinstance(block, Sequence)
+    options, total = attended.options, attended.key.shape[1]
+    count = attended.query.shape[1]
+    heads, layer, scale, cap = (options[n] for n in ("heads", "layer", "scale", "softcap"))
+    assert isinstance(heads, int) and isinstance(layer, int)
+    assert isinstance(scale, float) and isinstance(cap, float)
+    kept = seen_blocks(selected, count, total, block)
+    kept = kept.repeat_interleave(heads // len(kept), 0)
+    visible = torch.arange(total) <= torch.arange(first, first + count)[:, None]
+    trust.observe(
+        name(layer),
+        attended.query,
+        attended.key,
+        attended.value,
+        kept[None],
+        visible,
+        scale=scale,
+        softcap=cap,
+    )
