@@ -35,8 +35,10 @@ PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 def library(folder: Path) -> Path:
     """ONNX Runtime's library for ARM, out of its wheel."""
     platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-               "--only-binary=:all:", *platforms, "--dest", str(folder), f"onnxruntime=={VERSION}"]  # fmt: skip
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
+        *(*platforms, "--dest", str(folder), f"onnxruntime=={VERSION}"),
+    ]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("onnxruntime-*.whl")
     with zipfile.ZipFile(wheel) as archive:
