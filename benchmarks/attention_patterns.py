@@ -31,11 +31,11 @@ from sparsify.passes.attention_mixture import AttentionMixture
 from sparsify.passes.pattern_attention import PatternAttention
 from sparsify.patterns import (
     Dilated,
+    Lines,
     Pattern,
     PowersOfTwo,
     Sharded,
     Strided,
-    VerticalSlash,
     WindowSinks,
 )
 
@@ -49,8 +49,8 @@ PATTERNS: tuple[Pattern, ...] = (
     Dilated(4, 8),
     PowersOfTwo(1, 1),
     PowersOfTwo(3, 1),
-    VerticalSlash((0, 1), (0, 1, 2)),
-    VerticalSlash((0, 4, 8), (0, 1, 2, 3, 16)),
+    Lines((0, 1), (0, 1, 2)),
+    Lines((0, 4, 8), (0, 1, 2, 3, 16)),
     Sharded(4, 1),
     Sharded(8, 2),
 )

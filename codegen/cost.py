@@ -48,7 +48,9 @@ class CpuCostModel:
         cycles = kernels.skipping_cycles(isa, layout, shape, tokens, activity.share)
         tasks = linear_kernels(layout, 1).tasks(isa, layout, shape, tokens)
         nbytes = layout.estimate_nbytes(shape, shape[0] * shape[1]) * activity.share
-        return self._seconds(cycles, tasks, nbytes)
+        # One thread alone does not read as fast as all.
+        uneven = -(-tasks // self.threads) * self.threads / tasks
+        return self._seconds(cycles, tasks, nbytes * uneven)
 
     def active_candidates(
         self, shape: tuple[int, int], tokens: int, activity: Activity

@@ -181,7 +181,7 @@ def _inner(hidden: Any) -> tuple[fx.Node, str, bool] | None:
     for opened, up in () if product is None else (product[:2], product[1::-1]):
         opened = past_copies(opened)
         activation = activation_of(opened)
-        if activation is None:
+        if opened is None or activation is None:
             continue
         halves = part_of(opened.args[0], 0)
         if halves is not None and halves is part_of(up, 1) and _in_halves(halves):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from sparsify import ops
 from sparsify.block_mask import BLOCK
@@ -20,6 +18,8 @@ from sparsify.passes.attention_trust import AttentionTrust
 from sparsify.passes.canonicalize import Canonicalize
 from sparsify.passes.extents import Extents
 from sparsify.passes.graph import arguments, aten, shape_of
+from sparsify.passes.pattern_prefill import prefill_decisions, select_by_pattern
+from sparsify.passes.recorded_rule import ramp, record, unguarded
 from sparsify.patterns import Pattern
 from sparsify.program import Program, ProgramSet
 from sparsify.report import Decision
@@ -41,7 +41,8 @@ class PatternAttention:
         y = block_attention(q, k, v, [counts, list_blocks(partial), ...], mask, ...)
 
     Lengths may stay dynamic: lists are made at run time, of some hundred numbers. What a mask and
-    causality hide stays hidden. Attention over the cache of a language model is left alone.
+    causality hide stays hidden. Prefill of a language model reads the cache by the same pattern, as
+    `select_by_pattern` draws it; decode is left alone.
 
     Attributes:
         pattern: which blocks; counts in it are in blocks.
@@ -79,7 +80,26 @@ class PatternAttention:
             }
             for program in programs
         ]
-        return apply_patterns(self, programs, chosen, context)
+        result = apply_patterns(self, programs, chosen, context)
+        return self._prefill(result, context)
+
+    def _prefill(self, before: PassResult, context: PassContext) -> PassResult:
+        """The same for attention over the cache of a language model."""
+        decisions, done = [*before.decisions], []
+        shared = dict(before.programs.weights)
+        for program in before.programs:
+            rewriter = Rewriter(program, shared)
+            found = select_by_pattern(rewriter, self.pattern, self.block, self.sites, self.name)
+            decisions += found
+            done.append(rewriter.finish())
+        programs = Canonicalize().run(ProgramSet(tuple(done)), context).programs
+        if self.calibration is not None:
+            what = f"{self.pattern} in blocks of {self.block}"
+            for program in programs:
+                if program.name == "prefill":
+                    options = (self.calibration, self.budget_error, what, self.name)
+                    decisions += prefill_decisions(program, *options)
+        return PassResult(programs, tuple(decisions))
 
 
 def check_options(
@@ -155,7 +175,7 @@ def _rewrite(
     length, heads = shape_of(o["query"])[1], site.heads if pattern.per_head else 1
     masked = o["mask"] is not None
     key = (pattern, site.band, masked, heads, str(length))
-    with rewriter.graph.inserting_before(node), _unguarded(node):
+    with rewriter.graph.inserting_before(node), unguarded(node):
         if key not in made:
             rows = Extents(rewriter).node((length + block - 1) // block)
 
@@ -170,7 +190,12 @@ def _rewrite(
                 every = every & (query < 0) if masked else every
                 return kept & some & ~every, kept & every
 
-            made[key] = _lists(rewriter, _recorded(rewriter, pattern, rule, rows, heads))
+            places = ramp(rewriter, rows)
+            operands = ramp(rewriter, rows, 1), places, ramp(rewriter, heads, 2)
+            numbers = torch.arange(3)
+            examples = numbers[:, None], numbers, torch.arange(heads)[:, None, None]
+            maps = record(rewriter, pattern, rule, operands, examples)
+            made[key] = _lists(rewriter, maps)
         names = ("heads", "kv_heads", "head_dim", "offsets", "scale")
         tail = (o[name] for name in ("causal", "window", "sinks", "softcap"))
         blocked = rewriter.call(
@@ -187,12 +212,6 @@ def _rewrite(
     rewriter.replace(node, blocked)
 
 
-def _unguarded(node: fx.Node) -> AbstractContextManager[object]:
-    """Evaluates without assumptions: broadcasting supposes that there is more than one block."""
-    shape_env = node.meta["val"].fake_mode.shape_env
-    return nullcontext() if shape_env is None else shape_env.suppress_guards()
-
-
 def _lists(rewriter: Rewriter, maps: Iterable[fx.Node]) -> list[fx.Node]:
     """Counts and indices of two maps, each of ``[1, heads, blocks, blocks]``."""
     lists = []
@@ -204,31 +223,3 @@ def _lists(rewriter: Rewriter, maps: Iterable[fx.Node]) -> list[fx.Node]:
         lists.append(rewriter.call(aten._to_copy.default, (wide,), {"dtype": torch.int32}))
         lists.append(rewriter.call(ops.list_blocks.overload, (marks,)))
     return lists
-
-
-def _recorded(
-    rewriter: Rewriter, pattern: Pattern, rule: Any, blocks: int | fx.Node, heads: int
-) -> list[fx.Node]:
-    """The nodes that a rule on numbers of blocks becomes: it is run once and written down."""
-    examples = torch.arange(3)[:, None], torch.arange(3), torch.arange(heads)[:, None, None]
-    traced = make_fx(rule)(*examples).graph
-    ramp = rewriter.call(aten.arange.start_step, (0, blocks))
-    head = rewriter.call(aten.arange.start_step, (0, heads))
-    for _ in range(2):
-        head = rewriter.call(aten.unsqueeze.default, (head, 1))
-    given = iter((rewriter.call(aten.unsqueeze.default, (ramp, 1)), ramp, head))
-    made: dict[fx.Node, fx.Node] = {}
-    for node in traced.nodes:
-        if node.op == "placeholder":
-            made[node] = next(given)
-        elif node.op == "output":
-            return [made[result] for result in node.args[0]]
-        elif node.op != "call_function" or any(isinstance(a, list | tuple) for a in node.args):
-            raise ValueError(
-                f"pattern {pattern}: {node.target} is not elementwise; keep must be made of "
-                "arithmetic, comparisons and logic on its arguments, so that it serves any length"
-            )
-        else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), made.__getitem__)
-            made[node] = rewriter.call(node.target, args, kwargs)
-    raise AssertionError("a traced graph has an output")

@@ -43,7 +43,8 @@ class SelectExperts:
     Both projections get layouts of one kind, since what is between them is in the form that the
     kind computes in. The choice minimises the predicted time over every use in all entry programs,
     at the tokens that the example inputs let expect, spread evenly over the experts. Dense is one
-    of the candidates. Specialising: it needs a cost model.
+    of the candidates, and stays where a sparse kind would be slower for a single token.
+    Specialising: it needs a cost model.
 
     Attributes:
         layout: the name of a kind of layout to use wherever it fits, instead of choosing.
@@ -88,13 +89,7 @@ class SelectExperts:
             chosen = kinds[self.layout]
             reason = f"{nonzero}: {self.layout} as the option layout={self.layout} says"
         else:
-            chosen = min((dense, sparse), key=lambda c: c.seconds)
-            other = sparse if chosen is dense else dense
-            gain = other.seconds / chosen.seconds
-            reason = (
-                f"{nonzero}: {chosen.stacks[0].layout.name} predicted {gain:.1f}x faster than "
-                f"{other.stacks[0].layout.name}"
-            )
+            chosen, reason = _faster(dense, sparse, nonzero)
         for use in uses:
             use.bind(chosen.stacks)
         told = "; ".join(use.utilisation(chosen, cost, densities).text for use in uses)
@@ -121,14 +116,29 @@ class SelectExperts:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The best layouts of one kind, and the seconds of all uses."""
+    """The best layouts of one kind, the seconds of all uses, and those of one token each."""
 
     stacks: tuple[Stack, ...]
     seconds: float
+    alone: float
 
     @property
     def is_dense(self) -> bool:
         return self.stacks[0].layout.is_dense
+
+
+def _faster(dense: _Choice, sparse: _Choice, nonzero: str) -> tuple[_Choice, str]:
+    names = [choice.stacks[0].layout.name for choice in (dense, sparse)]
+    gain = dense.seconds / sparse.seconds
+    if gain <= 1:
+        return dense, f"{nonzero}: {names[0]} predicted {1 / gain:.1f}x faster than {names[1]}"
+    if sparse.alone > dense.alone:
+        loss = sparse.alone / dense.alone
+        return dense, (
+            f"{nonzero}: {names[1]} predicted {gain:.1f}x faster at the tokens expected, but "
+            f"{loss:.1f}x slower for a single one"
+        )
+    return sparse, f"{nonzero}: {names[1]} predicted {gain:.1f}x faster than {names[0]}"
 
 
 def _layouts(cost: ExpertsCostModel, stack: Stack) -> tuple[Layout, ...]:
@@ -138,7 +148,7 @@ def _layouts(cost: ExpertsCostModel, stack: Stack) -> tuple[Layout, ...]:
 def _choose(
     kind: str, uses: Sequence[_Use], densities: Sequence[float], cost: ExpertsCostModel
 ) -> _Choice:
-    chosen, total = [], 0.0
+    chosen, total, alone = [], 0.0, 0.0
     for number, (plain, density) in enumerate(zip(uses[0].stacks(), densities, strict=True)):
         parts = uses[0].shape.parts if number == 0 else 1
 
@@ -152,7 +162,10 @@ def _choose(
         best = min(stacks, key=seconds)
         chosen.append(best)
         total += seconds(best)
-    return _Choice(tuple(chosen), total)
+        alone += sum(
+            cost.experts_seconds(best, density, 1.0, float(use.slots * parts)) for use in uses
+        )
+    return _Choice(tuple(chosen), total, alone)
 
 
 @dataclass(frozen=True)

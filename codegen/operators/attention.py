@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import optimization_hint
 from tvm import tirx
 
 from sparsify.codegen.isa import Isa
@@ -41,6 +42,10 @@ def query_vectors(isa: Isa) -> int:
     """Query tile of attention, in vectors: the keys' scores must fit the registers beside it."""
     wide = {16: 2, 8: 1, 4: 4}[isa.vector]
     return wide if isa.registers >= 32 else max(1, wide // 2)
+
+
+_WIDE_QUERIES = 512
+"""Queries of a sequence from which tiles are wide."""
 
 
 def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
@@ -82,7 +87,7 @@ def _attention(
         a["causal"],
         a["sinks"],
         mask_shape,
-        _tile_vectors(isa, block),
+        _tile_vectors(isa, block, _expected_queries(a)),
         block,
         skip,
     )
@@ -94,12 +99,25 @@ def _attention(
     return y if in_lanes else from_lanes(lowering, y, extents[:2])
 
 
-def _tile_vectors(isa: Isa, block: tuple[int, int] | None) -> int:
-    """Tiles twice as wide read listed blocks, which are far apart, half as often."""
+def _expected_queries(a: dict[str, Any]) -> int:
+    """Of a sequence, in the example inputs."""
+    if a["extents"]:
+        length = a["extents"][1]
+        queries = length.meta["val"] if isinstance(length, fx.Node) else length
+    else:
+        queries = a["query"].meta["val"].shape[1]
+    return queries if isinstance(queries, int) else optimization_hint(queries, fallback=1)
+
+
+def _tile_vectors(isa: Isa, block: tuple[int, int] | None, queries: int) -> int:
+    """Where registers allow, tiles of many queries are twice as wide: keys are read half as often.
+
+    Few queries would fill too little of the last tile.
+    """
     vectors = query_vectors(isa)
     wide = 2 * vectors
-    fits = isa.vector == LANES and block is not None and block[0] % (wide * LANES) == 0
-    return wide if fits else vectors
+    fits = queries >= _WIDE_QUERIES if block is None else block[0] % (wide * LANES) == 0
+    return wide if fits and isa.vector == LANES else vectors
 
 
 def _prepared_mask(

@@ -89,7 +89,9 @@ class _Replacement:
         logits = self.router(rows)
         experts, weights = torch.ops.sparsify.route(logits, self.spec, self._parameters(logits))
         first = self.networks[0]
-        gates = [(n.up,) if n.gate is None else (n.gate, n.up) for n in self.networks]
+        gates: list[tuple[nn.Linear, ...]] = [
+            (n.up,) if n.gate is None else (n.gate, n.up) for n in self.networks
+        ]
         up = torch.stack([torch.cat([linear.weight for linear in own]) for own in gates])
         down = torch.stack([n.down.weight for n in self.networks])
         y = torch.ops.sparsify.experts(

@@ -21,6 +21,24 @@ class Pyramid(torch.nn.Module):
         return torch.cat([fine + coarse, coarse], 1)
 
 
+def test_a_size_that_is_a_number_in_the_graph_is_one_in_kernels():
+    """24 - s and s, because together they must be what the weight takes."""
+
+    class Joined(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = torch.nn.Linear(24, 16)
+
+        def forward(self, x, h):
+            return self.mix(torch.cat([x, h], -1))
+
+    net = Joined().eval()
+    compiled = sparsify.compile(net, (torch.randn(20, 8), torch.randn(20, 16)), num_threads=1)
+    for features in (8, 5):
+        given = torch.randn(20, features), torch.randn(20, 24 - features)
+        torch.testing.assert_close(compiled(*given), net(*given), atol=1e-5, rtol=1e-5)
+
+
 def test_they_are_compiled_and_checked_at_the_call():
     torch.manual_seed(0)
     net = Pyramid().eval()

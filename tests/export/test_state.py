@@ -146,7 +146,8 @@ def filter_() -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     net = Filter().eval()
     examples = (torch.randn(3, 8), torch.randn(3, 16), torch.randn(3, 16))
-    return net, sparsify.compile(net, examples)
+    rows = {0: torch.export.Dim.AUTO}
+    return net, sparsify.compile(net, examples, dynamic_shapes=(rows, rows, rows))
 
 
 STATE = {"h": "new", "before": "old"}

@@ -16,12 +16,12 @@ from sparsify.passes.attention_trust import BudgetError
 from sparsify.passes.pattern_attention import PatternAttention
 from sparsify.patterns import (
     Dilated,
+    Lines,
     Pattern,
     PerHead,
     PowersOfTwo,
     Sharded,
     Strided,
-    VerticalSlash,
     WindowSinks,
 )
 from sparsify.program import ProgramSet
@@ -32,7 +32,7 @@ PATTERNS = [
     Strided(0, 3),
     Dilated(2, 3),
     PowersOfTwo(0, 1),
-    VerticalSlash((0, 2), (1, 3)),
+    Lines((0, 2), (1, 3)),
     Sharded(3, 0),
     PerHead((None, Strided(1, 4), Strided(1, 4), WindowSinks(0, 1))),
 ]
@@ -52,7 +52,7 @@ def by_hand(pattern: Pattern, q: int, k: int, h: int) -> bool:
             return d in range(0, step * reach + 1, step)
         case PowersOfTwo(window, sinks):
             return d in [2**n for n in range(20)] or d <= window or k < sinks
-        case VerticalSlash(verticals, slashes):
+        case Lines(verticals, slashes):
             return k in verticals or d in slashes
         case Sharded(shards, window):
             return k % shards == h % shards or d <= window
@@ -228,9 +228,14 @@ def test_what_patterns_and_recipes_refuse(programs: ProgramSet) -> None:
 
 
 class Cross(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(16, 16)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        memory = x[:, None, :5]
-        return F.scaled_dot_product_attention(x[:, None], memory, memory)[:, 0]
+        query = self.q(x)[:, None]
+        memory = query[:, :, :5]
+        return F.scaled_dot_product_attention(query, memory, memory)[:, 0]
 
 
 def test_two_lengths_have_no_pattern() -> None:

@@ -88,7 +88,11 @@ class Tabulator:
         state: Sequence[int],
     ) -> None:
         self.code, self.bounds, self.arena = code, bounds, arena
-        self._offsets = {"weight": weights, "state": state, "arena": arena.offsets}
+        self._offsets: dict[str, Sequence[int] | Mapping[int, int]] = {
+            "weight": weights,
+            "state": state,
+            "arena": arena.offsets,
+        }
         self._computed: dict[str, int] = {}
         self._sizes, self._operands = _Pool(), _Pool()
         self._values: dict[str, int] = {}

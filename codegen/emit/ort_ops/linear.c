@@ -242,7 +242,8 @@ static OrtStatus *compute(void *made, OrtKernelContext *context) {
     FewTokens by = IN_TILES;
     if (linear->constant && tokens <= few_tokens) by = few_tokens_by(weight, tokens);
     bool skips = linear->constant && tokens <= few_tokens && !weight->sparse;
-    if (op->active && skips) by = BY_COLUMNS;
+    /* The matrix of an active linear lies column by column. */
+    if (op->active && (skips || by == BY_MATRIX)) by = BY_COLUMNS;
     if (op->gated && skips)
       status = multiply_gated(linear, context, tokens, x.data, beside.data, start, y, rest);
     else if (by != IN_TILES)

@@ -10,8 +10,9 @@ for chunk of panels, token tile (parallel):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm.tirx.script.builder import ir as T
 
@@ -28,6 +29,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     ceil_div,
     choose,
     i64,
+    lane_factors,
     load,
     prefetch,
     prim_func,
@@ -78,10 +80,12 @@ class DenseTiles(LaneTiles):
         panel_count, chunk_panels: panels of the weight, and of one task.
         in_features, out_features: features of ``x`` and of ``y``.
         ragged: ``y`` has no room for the padding rows of the last panel.
+        side_by_side: the weights of a panel's column are neighbours, in fp32.
         x, panels, y: the kernel's arguments, to be set before `task`.
     """
 
     panels: Expr
+    side_by_side: ClassVar[bool] = True
 
     def __init__(self, isa: Isa, rows: int, k_block: int, chunk_panels: int, ragged: bool) -> None:
         self.isa, self.rows, self.k_block = isa, rows, k_block
@@ -135,6 +139,14 @@ class DenseTiles(LaneTiles):
         """A weight as fp32."""
         return self.panels[place]
 
+    def weights(self, places: list[Expr]) -> Iterator[Expr]:
+        """A column's weights as factors of vectors."""
+        if not (self.isa.lane_factors and self.side_by_side):
+            yield from (bind(splat(self.weight_at(at), self.isa.vector)) for at in places)
+            return
+        for first in range(0, len(places), self.rows):
+            yield from lane_factors(self.panels, places[first : first + self.rows])
+
     def _together(self, tile: LaneTile) -> tuple[int, ...]:
         """Panels that advance at once: one's sums of a narrow tile would wait for each other."""
         waiting = self.rows * tile.vectors < _CHAINS
@@ -185,8 +197,7 @@ class DenseTiles(LaneTiles):
                 bind(load(self.x, x_at + k * tile.pitch + tile.step(v, self.in_features), width))
                 for v in range(tile.vectors)
             ]
-            for r, at in enumerate(w_at):
-                weight = bind(splat(self.weight_at(at + k * self.column), width))
+            for r, weight in enumerate(self.weights([at + k * self.column for at in w_at])):
                 for v in range(tile.vectors):
                     i = r * tile.vectors + v
                     total[i] = total[i] + weight * x[v]

@@ -63,6 +63,7 @@ class InPlaceLinear:
 
 
 class _Emitter(LaneLinear, DenseTiles):
+    side_by_side = False
     spec: InPlaceLinear
     out_features: int
     in_features: int

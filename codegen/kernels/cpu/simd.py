@@ -146,6 +146,24 @@ def splat(value: Expr, width: int) -> Expr:
     return T.Broadcast(value, width) if width > 1 else value
 
 
+def lane_factors(buffer: Expr, offsets: Sequence[Expr]) -> list[Expr]:
+    """Neighbouring scalars as factors of a 4-lane vector's multiply-adds, which take a lane each.
+
+    They come by loads of four lanes, two and one.
+    """
+    factors: list[Expr] = []
+    while len(factors) < len(offsets):
+        left = len(offsets) - len(factors)
+        count = 4 if left >= 4 else 2 if left >= 2 else 1
+        lanes = bind(load(buffer, offsets[len(factors)], count))
+        if count == 1:
+            factors.append(bind(splat(lanes, 4)))
+        else:
+            whole = [lanes] * (4 // count)
+            factors += [bind(T.Shuffle(whole, [i] * 4)) for i in range(count)]
+    return factors
+
+
 def remainder(count: int, width: int) -> Iterator[tuple[int, int]]:
     """What whole vectors leave of a run of elements, as ``(offset, width)`` of narrower ones."""
     done = count // width * width

@@ -164,7 +164,8 @@ class FinishRows:
 
                 def put(at: Expr, width: int, source: Expr = source, target: Expr = target) -> None:
                     value = load(x, source + at, width) + load(bias, at, width)
-                    value = ACTIVATIONS[self.activation](Vector(bind(value), width)).value
+                    total = Vector(bind(value), width, self.isa)
+                    value = ACTIVATIONS[self.activation](total).value
                     store(y, target + at, value, width)
 
                 along(features, self.isa.vector, put)

@@ -10,7 +10,7 @@ from sparsify.patterns.base import Pattern
 
 
 @dataclass(frozen=True)
-class VerticalSlash(Pattern):
+class Lines(Pattern):
     """The blocks of keys in ``verticals``, and those at the distances in ``slashes``, for all.
 
     Source: Jiang et al., "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via
@@ -20,7 +20,7 @@ class VerticalSlash(Pattern):
     verticals: tuple[int, ...] = (0,)
     slashes: tuple[int, ...] = (0, 1)
 
-    name = "vertical_slash"
+    name = "lines"
 
     def keep(self, query: torch.Tensor, key: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         distance = (query - key).abs()
