@@ -104,11 +104,7 @@ class SelectLayout:
         stats = WeightStats.of(weight)
         times = ActiveTimes(cost, stats, [use.active() for use in uses])
         layouts = times.choose(self.both * 4 * site.shape[0] * site.shape[1])
-        packed = {
-            layout: next((use.operands() for use in uses if use.layout == layout), None)
-            or pack(weight, site.weight, layout)
-            for layout in dict.fromkeys(layouts.values())
-        }
+        packed = {layout: _stored(uses, weight, layout) for layout in layouts.values()}
         skipping = False
         for use in uses:
             layout = layouts[form_of(use.tokens)]
@@ -228,6 +224,14 @@ class SelectLayout:
         how = _how(times, dict.fromkeys(times.tokens, times.dense))
         gain = f"{sparse_time / dense_time:.1f}x faster than {times.sparse.name}"
         return times.dense, f"{nonzero}: dense {how} {gain} at {count}"
+
+
+def _stored(uses: Sequence[_Use], weight: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
+    """The tensors of a layout as a use has them already, or packed."""
+    for use in uses:
+        if use.layout == layout:
+            return use.operands()
+    return pack(weight, uses[0].site.weight, layout)
 
 
 def _how(times: LayoutTimes, layouts: Mapping[Form, Layout]) -> str:

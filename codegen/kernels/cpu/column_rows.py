@@ -125,12 +125,10 @@ class ColumnTiles:
             outputs, most: how many, and at most.
             place: the first one's, and how many there are room for in ``y``.
         """
-        width, pitch = self.isa.vector, most + _SPREAD
+        pitch = most + _SPREAD
         self.sums = T.alloc_buffer((count * pitch,), "float32", scope="local")
-        nothing = splat(0.0, width)
         for t in range(count):
-            base = t * pitch
-            along(most, width, lambda at, wide, b=base: store(self.sums, b + at, nothing, wide))
+            self._clear(t * pitch, most)
         x_at = [bind((token + t) * self.in_features) for t in range(count)]
         whole = bind(T.floordiv(self.active.count, _TOGETHER))
         with T.serial(whole) as group:
@@ -146,6 +144,12 @@ class ColumnTiles:
         for t in range(count):
             y_at = bind((token + t) * self.y_features + self.y_first + row)
             self._put(y_at, t * pitch, left)
+
+    def _clear(self, first: int, count: int) -> None:
+        def clear(at: Expr, width: int) -> None:
+            store(self.sums, first + at, splat(0.0, width), width)
+
+        along(count, self.isa.vector, clear)
 
     def _put(self, y_at: Expr, sums_at: int, count: Expr) -> None:
         def put(at: Expr, width: int) -> None:
