@@ -184,7 +184,7 @@ def _inner(hidden: Any) -> tuple[fx.Node, str, bool] | None:
         if opened is None or activation is None:
             continue
         halves = part_of(opened.args[0], 0)
-        if halves is not None and halves is part_of(up, 1) and _in_halves(halves):
+        if halves is not None and _in_halves(halves) and part_of(up, 1) == halves:
             return past_copies(halves.args[0]), activation, True
     return None
 

@@ -44,7 +44,9 @@ def net() -> Net:
     return Net().eval()
 
 
-@pytest.fixture(scope="module", params=["packed_dense", "sell"])
+@pytest.fixture(
+    scope="module", params=["packed_dense", pytest.param("sell", marks=pytest.mark.slow)]
+)
 def compiled(request: pytest.FixtureRequest, net: Net) -> Any:
     binding = (SelectLayout(), SelectExperts(request.param), PropagateLanes(), Partition())
     x = torch.randn(2, 20, 10)

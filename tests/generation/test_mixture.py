@@ -7,7 +7,7 @@ import sparsify
 from tests import tiny_lm
 
 
-@pytest.mark.parametrize("way", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("way", ["eager", pytest.param("grouped_mm", marks=pytest.mark.slow)])
 def test_a_mixture_writes_what_transformers_writes(way: str) -> None:
     model = tiny_lm.MODELS["mixtral"]()
     model.config._experts_implementation_internal = way
@@ -22,6 +22,7 @@ def test_a_mixture_writes_what_transformers_writes(way: str) -> None:
         assert [int(tokens[number]) for tokens in found] == expected
 
 
+@pytest.mark.slow
 def test_a_mixture_as_a_plain_module() -> None:
     model = tiny_lm.MODELS["mixtral"]()
     model.config.use_cache = False

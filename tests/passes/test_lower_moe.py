@@ -75,6 +75,7 @@ BLOCKS: dict[str, tuple[Callable[[], Alone], str]] = {
         "softmax_top_k{k=3,normalise=1}",
     ),
 }
+FAMILIES = ["mixtral", *(pytest.param(n, marks=pytest.mark.slow) for n in BLOCKS if n != "mixtral")]
 ROUTE, CALL = ops.route.overload, ops.experts.overload
 
 
@@ -113,7 +114,7 @@ def test_models_of_transformers_as_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["batched_mm", "grouped_mm"])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_programs_that_were_exported_before(name: str, form: str) -> None:
     make, spec = BLOCKS[name]
     model = make().eval()
