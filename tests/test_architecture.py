@@ -31,7 +31,7 @@ FLOORS = [
     {"cache", "export"},
     {"compiled"},
     {"generation", "onnxruntime"},
-    {"analysis", "compiler"},
+    {"analysis", "compiler", "moefication"},
     {"loader"},
     {"sparsify"},  # the public names
     {"bench"},

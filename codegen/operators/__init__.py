@@ -62,9 +62,9 @@ CONVERTERS: dict[str, Converter] = {
 }
 
 REFUSALS: dict[str, Callable[[fx.Node], str | None]] = {
+    "gate.default": tokens.refuse_gate,
     "route.default": experts.refuse_route,
     "experts.default": experts.refuse_experts,
-    "gate.default": tokens.refuse_gate,
     "paged_attention.default": attention.refuse_paged_attention,
     "select_blocks.default": pages.refuse_select_blocks,
     "select_pages.default": pages.refuse_select_pages,

@@ -31,7 +31,7 @@ _PANEL = 1024
 """Outputs of a panel, about: a column's part is a page of memory, which prefetches do not leave."""
 
 
-def _widest(isa: Isa) -> int:
+def columns_widest(isa: Isa) -> int:
     """Tokens of a tile: more columns than registers are read again from the first-level cache."""
     return 8 if isa.vector == 16 else 4
 
@@ -49,7 +49,7 @@ class ColumnsKernels:
 
     def kernel(self, isa: Isa, site: LinearSite, layout: DenseColumns) -> ColumnsLinear:
         shape = site.out_features, site.in_features
-        return ColumnsLinear(isa, *shape, layout, epilogue_of(site), _widest(isa))
+        return ColumnsLinear(isa, *shape, layout, epilogue_of(site), columns_widest(isa))
 
     def cycles(
         self, isa: Isa, layout: DenseColumns, shape: tuple[int, int], nnz: int, tokens: int
@@ -75,7 +75,7 @@ class ColumnsKernels:
     ) -> float:
         token = 0.55 * vector_cycles(isa)
         weight = 1.0 if layout.value_bits == 32 else 1.3
-        tiles = token_widths(tokens, _widest(isa))
+        tiles = token_widths(tokens, columns_widest(isa))
         vectors = share * shape[0] * shape[1] / 16
         pieces = share * shape[1] * layout.panel_count(shape[0]) * len(tiles)
         sums = vectors * sum(weight + token * count for count in tiles)

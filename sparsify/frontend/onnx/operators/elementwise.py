@@ -264,12 +264,13 @@ def identity(node: Node, x: Operand) -> Operand:
     return x
 
 
-@operator("Dropout", constants=("x",), host=("training",))
+@operator("Dropout", constants=("x", "ratio"), host=("training",))
 def dropout(
-    node: Node, x: Operand, ratio: torch.Tensor | None = None, training: np.ndarray | None = None
+    node: Node, x: Operand, ratio: Operand | None = None, training: np.ndarray | None = None
 ) -> tuple[Any, ...]:
-    """The identity, as outside training."""
-    if training is not None and bool(training.item()):
+    """The identity, as outside training, and with a ratio that drops nothing."""
+    drops = not isinstance(ratio, Constant) or ratio.item() != 0
+    if training is not None and bool(training.item()) and drops:
         raise Unsupported("training_mode")
     tensor = node.parameter(x) if isinstance(x, Constant) else x
     return (tensor, torch.ones_like(tensor, dtype=torch.bool)) if node.wants(1) else (tensor,)
