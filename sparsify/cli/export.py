@@ -78,7 +78,7 @@ def export(
     """Write MODEL, which may be a compiled .sparsify file, as an ONNX file or a folder of C."""
     if onnx == as_c:
         raise ValueError("say what to write: --onnx or --c")
-    of_c = {"--target": target, "--name": name, "--largest": largest, "--state": state}
+    of_c: dict[str, Any] = {"--target": target, "--name": name, "--largest": largest, "--state": state}
     of_c["--max-tokens"] = max_tokens
     of_onnx = {"--standard": standard, "--entry": entry, "--json": as_json}
     for option, value in (of_onnx if as_c else of_c).items():
@@ -112,8 +112,8 @@ def _write_onnx(source: Source, output: Path, standard: bool, entry: str | None)
     if entry not in names:
         raise ValueError(f"the model has no entry {entry!r}, it has {', '.join(names)}")
     with step(f"writing {output}"), quiet():
-        report, names = Report(result.decisions), source.input_names()
-        return write(result.programs[entry], report, output, standard=standard, inputs=names)
+        report, inputs = Report(result.decisions), source.input_names()
+        return write(result.programs[entry], report, output, standard=standard, inputs=inputs)
 
 
 def _write_c(
