@@ -131,7 +131,7 @@ def choose(costs: Mapping[Head, Sequence[Cost]], density: float) -> dict[Head, i
         best, number = options.min(0)
         picked.append(number)
     taken: dict[Head, int] = {}
-    for head, number in zip(reversed(costs), reversed(picked), strict=True):
+    for head, number in zip(reversed(list(costs)), reversed(picked), strict=True):
         taken[head] = int(number[budget])
         budget -= weights[head][taken[head]]
     return taken

@@ -147,7 +147,9 @@ def _attended(rewriter: Rewriter, node: fx.Node) -> _Attention | None:
         return _Attention(*parts, found.mask, found.scale, softcap=found.softcap)
     options = arguments(node)
     return _Attention(
-        *(options[name] for name in ("query", "key", "value")),
+        options["query"],
+        options["key"],
+        options["value"],
         options["attn_mask"],
         options["scale"],
         options["is_causal"],

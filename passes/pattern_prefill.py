@@ -118,8 +118,8 @@ def _selected(rewriter: Rewriter, node: fx.Node, pattern: Pattern, block: int) -
 
     operands = (*per_text, ramp(rewriter, rows, 1), places, ramp(rewriter, heads, 2))
     numbers = torch.arange(3)
-    examples = (numbers[:2, None, None, None],) * 2
-    examples = (*examples, numbers[:, None], numbers, torch.arange(heads)[:, None, None])
+    text = numbers[:2, None, None, None]
+    examples = text, text, numbers[:, None], numbers, torch.arange(heads)[:, None, None]
     (kept,) = record(rewriter, pattern, rule, operands, examples)
     ones = rewriter.call(aten._to_copy.default, (kept,), {"dtype": torch.int64})
     counts = rewriter.call(aten.sum.dim_IntList, (ones, [3], True))
