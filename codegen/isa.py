@@ -26,6 +26,12 @@ class Isa:
         gathers: loads of lanes from scattered addresses, by AVX2's and AVX-512's instructions.
         byte_shuffle: LLVM's name of the instruction that picks bytes of 16 by indices and gives
             zero where an index has its top bit set; empty where there is none.
+        lane_factors: multiply-adds take one lane of a vector as a factor, so four neighbouring
+            scalars come by one load.
+        nan_extremes: a vector's minimum and maximum are single instructions that keep NaN.
+        overwrites_addend: a multiply-add's result takes the place of its addend.
+        shifted_operands: an addition takes an operand shifted by any number of bits.
+        steps_together: steps of a sparse kernel's inner loop in one run of it.
     """
 
     name: str
@@ -38,6 +44,11 @@ class Isa:
     vbmi2: bool = False
     gathers: bool = False
     byte_shuffle: str = ""
+    lane_factors: bool = False
+    nan_extremes: bool = False
+    overwrites_addend: bool = False
+    shifted_operands: bool = False
+    steps_together: int = 1
 
     @property
     def vectors_per_group(self) -> int:
@@ -56,14 +67,21 @@ AVX512_HALF_RATE = replace(AVX512, fma_per_cycle=1.0, loads_per_cycle=1.0, permu
 AVX2 = Isa("avx2", 8, 16, gathers=True, byte_shuffle=_PSHUFB)
 
 _TBL = "llvm.aarch64.neon.tbl1.v16i8"
-NEON = Isa("neon", 4, 32, loads_per_cycle=3.0, hertz=2.5e9, byte_shuffle=_TBL)
+NEON = Isa(
+    "neon", 4, 32, loads_per_cycle=3.0, hertz=2.5e9, byte_shuffle=_TBL,
+    lane_factors=True, nan_extremes=True, overwrites_addend=True, shifted_operands=True,
+    steps_together=2,
+)  # fmt: skip
 NEON_A7X = replace(NEON, fma_per_cycle=2.0, loads_per_cycle=2.0, hertz=2.4e9)
 """Cortex-A76, A78 and Neoverse N1: two vectors loaded a cycle."""
 NEON_A72 = replace(NEON, fma_per_cycle=2.0, loads_per_cycle=1.0, hertz=1.5e9)
 NEON_A53 = replace(NEON, fma_per_cycle=1.0, loads_per_cycle=0.5, hertz=1.2e9)
 """In order; its loads are 64 bits wide."""
 
-NEON32 = Isa("neon32", 4, 16, fma_per_cycle=0.5, loads_per_cycle=0.5, hertz=1.2e9)
+NEON32 = Isa(
+    "neon32", 4, 16, fma_per_cycle=0.5, loads_per_cycle=0.5, hertz=1.2e9,
+    nan_extremes=True, overwrites_addend=True,
+)  # fmt: skip
 """ARMv7's NEON."""
 
 RVV = Isa("rvv", 4, 32, fma_per_cycle=1.0, loads_per_cycle=1.0, hertz=1.6e9)
@@ -72,5 +90,8 @@ RVV = Isa("rvv", 4, 32, fma_per_cycle=1.0, loads_per_cycle=1.0, hertz=1.6e9)
 RV64 = Isa("rv64", 4, 8, fma_per_cycle=0.25, loads_per_cycle=0.25, hertz=1.5e9)
 """RISC-V without vectors: four of the 32 floating-point registers stand for one."""
 
-WASM = Isa("wasm", 4, 16, fma_per_cycle=1.0, hertz=3e9, byte_shuffle="llvm.wasm.swizzle")
+WASM = Isa(
+    "wasm", 4, 16, fma_per_cycle=1.0, hertz=3e9, byte_shuffle="llvm.wasm.swizzle",
+    nan_extremes=True,
+)  # fmt: skip
 """WebAssembly's 128-bit vectors, on the 16 registers that engines have on x86."""

@@ -6,7 +6,8 @@ the inputs, so that one packed copy serves every entry and every thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -19,6 +20,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from tvm.sym import Analyzer
 
 from sparsify.codegen import operators
+from sparsify.codegen.operators.arguments import arguments_of
 from sparsify.codegen.registry import Kernel
 from sparsify.codegen.target import Target
 from sparsify.effects import written_by
@@ -108,7 +110,8 @@ class Lowering(ExportedProgramImporter):
             raise LoweringError(f"node {node.name}: no lowering for operator {node.target}")
         convert = self.convert_map[name]
         try:
-            result = convert(node, self) if name in operators.CONVERTERS else convert(node)
+            with self._agreed(node):
+                result = convert(node, self) if name in operators.CONVERTERS else convert(node)
         except Exception as error:
             shapes = [_describe(operand) for operand in node.all_input_nodes]
             raise LoweringError(
@@ -116,6 +119,46 @@ class Lowering(ExportedProgramImporter):
                 f"could not be lowered: {error}"
             ) from error
         return self._with_known_shape(result, value)
+
+    @contextlib.contextmanager
+    def _agreed(self, node: fx.Node) -> Iterator[None]:
+        """Gives operands of an elementwise operator, or of cat, the result's sizes.
+
+        The export knows (s - 1) // 16 + 1 and 2 * ((s - 1) // 32) + 2 to be one size, because it
+        was traced so. TVM does not, and would lose the shape of their sum. That they are one is
+        checked when the program runs.
+        """
+        before = {operand: self.env[operand] for operand in node.all_input_nodes}
+        joined = None
+        if node.target == torch.ops.aten.cat.default:
+            joined = arguments_of(node)["dim"] % node.meta["val"].dim()
+        if joined is not None or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            wanted = self.type_of(node.meta["val"]).shape.values
+            for operand, value in before.items():
+                if isinstance(operand.meta.get("val"), torch.Tensor):
+                    self.env[operand] = self._sized(value, wanted, joined)
+        try:
+            yield
+        finally:
+            self.env.update(before)
+
+    def _sized(self, value: Any, wanted: Sequence[Any], joined: int | None) -> Any:
+        """A value with the wanted sizes where its own are other expressions, and not constant.
+
+        A size that is a symbol is left: a cast to it would bind it to itself, and send TVM into
+        endless substitution.
+        """
+        sizes = list(value.ty.shape.values)
+        first = len(wanted) - len(sizes)
+        changed = False
+        for axis, (own, size) in enumerate(zip(sizes, wanted[first:], strict=True)):
+            fixed = isinstance(own, tirx.IntImm) or isinstance(size, tvm.ir.Var)
+            if axis + first == joined or fixed or self._analyzer.can_prove_equal(own, size):
+                continue
+            sizes[axis], changed = size, True
+        if not changed:
+            return value
+        return self.block_builder.match_cast(value, relax.TensorType(sizes, value.ty.dtype))
 
     def _with_known_shape(self, result: Any, value: Any) -> Any:
         """Where the importer lost a shape that the graph knows, states it.
@@ -133,8 +176,11 @@ class Lowering(ExportedProgramImporter):
         return self.reshape(result, wanted.shape.values)
 
     def _same(self, found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+        """Whether two shapes are one; (24 - s) + s is not yet 24, which kernels want to read."""
         return len(found) == len(wanted) and all(
-            self._analyzer.can_prove_equal(f, w) for f, w in zip(found, wanted, strict=True)
+            isinstance(f, tirx.IntImm) >= isinstance(w, tirx.IntImm)
+            and self._analyzer.can_prove_equal(f, w)
+            for f, w in zip(found, wanted, strict=True)
         )
 
     def type_of(self, value: torch.Tensor) -> relax.TensorType:

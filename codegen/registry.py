@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from sparsify.codegen.isa import Isa
+from sparsify.contracts import Side
 from sparsify.layouts import Form, Layout, form_of
 
 
@@ -76,6 +77,29 @@ class GatedKernels(Protocol):
         ...
 
 
+@runtime_checkable
+class SkippingKernels(Protocol):
+    """`LinearKernels` for rows with a kernel that does not compute what is zero at run time."""
+
+    @property
+    def side(self) -> Side:
+        """Where it looks for zeros: in its inputs, or in a gate of its outputs."""
+        ...
+
+    def skipping_candidates(self, isa: Isa, shape: tuple[int, int]) -> tuple[Layout, ...]: ...
+
+    def skipping_kernel(self, isa: Isa, site: LinearSite, layout: Any) -> Kernel:
+        """Takes what the kernel of the site takes; for ``outputs`` the gate follows ``x``, and
+        there is neither activation nor residual."""
+        ...
+
+    def skipping_cycles(
+        self, isa: Isa, layout: Any, shape: tuple[int, int], tokens: int, share: float
+    ) -> float:
+        """Predicted cycles of a call in which so large a share is not zero."""
+        ...
+
+
 _LINEAR: dict[tuple[str, Form], LinearKernels] = {}
 
 
@@ -104,6 +128,13 @@ def linear_kernels(layout: Layout, tokens: int) -> LinearKernels:
             return _LINEAR[layout.name, form]
     known = sorted({name for name, _ in _LINEAR})
     raise LookupError(f"no CPU kernel for layout {layout.spec!r}; there are {known}")
+
+
+def skipping_kernels(layout: Layout, side: Side) -> SkippingKernels | None:
+    """The kernels of a layout that skip what is zero on a side; None where it has none."""
+    _load()
+    found = _LINEAR.get((layout.name, "rows"))
+    return found if isinstance(found, SkippingKernels) and found.side == side else None
 
 
 def all_linear_kernels() -> tuple[LinearKernels, ...]:

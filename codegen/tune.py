@@ -18,7 +18,8 @@ import torch
 from sparsify.codegen.measurements import Measurements, kernel_sources
 from sparsify.codegen.target import host_model
 from sparsify.codegen.timing import in_turns
-from sparsify.layouts import Layout, WeightStats
+from sparsify.contracts import Activity
+from sparsify.layouts import Layout, Stack, WeightStats
 
 if TYPE_CHECKING:
     from sparsify.codegen.cost import CpuCostModel
@@ -100,6 +101,16 @@ class TunedCostModel:
             return measured
         return self.predicted.linear_seconds(layout, shape, nnz, tokens)
 
+    def active_seconds(
+        self, layout: Layout, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> float | None:
+        return self.predicted.active_seconds(layout, shape, tokens, activity)
+
+    def active_candidates(
+        self, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> tuple[Layout, ...]:
+        return self.predicted.active_candidates(shape, tokens, activity)
+
     def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
         """What was measured: a prediction is no match for it."""
         found = self._times.get((shape, _share(shape, nnz)), {}).get(tokens)
@@ -111,6 +122,21 @@ class TunedCostModel:
         """None where nothing was measured."""
         found = self._times.get((shape, _share(shape, nnz)), {})
         return found.get(tokens, {}).get(layout)
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.predicted.bytes_per_second
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.predicted.flops_per_second
+
+    def expert_layouts(self, shape: tuple[int, int]) -> tuple[Layout, ...]:
+        return self.predicted.expert_layouts(shape)
+
+    def experts_seconds(self, stack: Stack, density: float, tokens: float, active: float) -> float:
+        """Predicted: experts are not measured."""
+        return self.predicted.experts_seconds(stack, density, tokens, active)
 
     def _shortlist(self, stats: WeightStats, tokens: Sequence[int]) -> tuple[Layout, ...]:
         chosen: dict[Layout, None] = {}

@@ -204,6 +204,9 @@ def constant(rewriter: Rewriter, node: object) -> Scalar | None:
         return 0 if constant(rewriter, node.args[0]) in (0, False) else None
     if target == aten.sub.Tensor:
         return _difference(rewriter, node)
+    if target == aten.mul.Tensor:
+        factors = [constant(rewriter, factor) for factor in node.args[:2]]
+        return None if None in factors else _cast(factors[0] * factors[1], node)  # type: ignore[operator]
     if target in COMPARISONS:
         return _compared(rewriter, node)
     if target in NOT and is_bool(node):

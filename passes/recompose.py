@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -46,11 +47,16 @@ class Recompose(GraphPass):
                 made = next(filter(None, (rule(rewriter, node) for rule in _RULES)), None)
             if made is None:
                 continue
-            operator = made.target._schema.name.split("::")[-1]
+            operator = _computed(made)._schema.name.split("::")[-1]
             rewriter.replace(node, made)
             erase_dead(rewriter, node)
             reason = "computed by several operators; they become the one"
             yield Decision(made.name, operator, "rewritten", reason, self.name)
+
+
+def _computed(node: fx.Node) -> Any:
+    """The operator of a node, past the reshaping of its result."""
+    return _computed(node.args[0]) if node.target == aten.reshape.default else node.target
 
 
 def _biased(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:

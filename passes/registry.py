@@ -22,16 +22,19 @@ from sparsify.passes.fuse_epilogue import FuseEpilogue
 from sparsify.passes.fuse_gate import FuseGate
 from sparsify.passes.fuse_norm import FuseNorm
 from sparsify.passes.fuse_rotary import FuseRotary
+from sparsify.passes.lower_moe import LowerMoe
 from sparsify.passes.merge_projections import MergeProjections
 from sparsify.passes.partition import Partition
 from sparsify.passes.propagate_lanes import PropagateLanes
 from sparsify.passes.recompose import Recompose
+from sparsify.passes.select_experts import SelectExperts
 from sparsify.passes.select_layout import SelectLayout
 from sparsify.passes.simplify_masks import SimplifyMasks
 from sparsify.passes.simplify_views import SimplifyViews
 from sparsify.passes.sparse_linear import SparseLinear
 
 PORTABLE: tuple[Pass, ...] = (
+    LowerMoe(),
     Canonicalize(),
     SimplifyMasks(),
     FoldConstants(),
@@ -47,7 +50,7 @@ PORTABLE: tuple[Pass, ...] = (
 )
 """What every compilation runs: the result knows no target."""
 
-SPECIALISE: tuple[Pass, ...] = (SelectLayout(), PropagateLanes(), Partition())
+SPECIALISE: tuple[Pass, ...] = (SelectLayout(), SelectExperts(), PropagateLanes(), Partition())
 """What binds a portable program to one target; needs ``PassContext.cost``."""
 
 _KNOWN: dict[str, type] = {

@@ -10,9 +10,10 @@ import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.contracts import CostModel, MeasuringCostModel, PassContext, PassResult
+from sparsify.contracts import Activity, CostModel, MeasuringCostModel, PassContext, PassResult
 from sparsify.layouts import Dense, Form, Layout, WeightStats, form_of, parse
-from sparsify.passes.graph import arguments, operand
+from sparsify.passes.active_layouts import ActiveTimes, ActiveUse, activity_of
+from sparsify.passes.graph import arguments, aten, operand
 from sparsify.passes.layout_times import LayoutTimes
 from sparsify.passes.sites import is_disabled, linear_site, named_weight, pack, stored_weight
 from sparsify.passes.sparse_linear import percent
@@ -38,6 +39,10 @@ class SelectLayout:
     layouts where they are faster together and memory allows. Dense is one of the candidates; a
     dense weight that something else reads as a plain matrix, a tied embedding, stays one for few
     tokens, so that it is in memory once. What an earlier compilation measured is kept to.
+
+    ``active_linear`` and ``gated_linear`` keep their operator where a kernel that skips zeros is
+    predicted to be the faster one; elsewhere, as for many tokens of which no feature is zero in
+    all, they become ``sparse_linear`` again, times the gate. See `ActiveTimes`.
     Specialising: it needs a cost model.
 
     Attributes:
@@ -72,7 +77,12 @@ class SelectLayout:
         if isinstance(cost, MeasuringCostModel):
             cost.measure(self._open(uses.values(), context))
         plain = {where for rewriter in rewriters for where in _plain_matrices(rewriter)}
-        decisions = [self._bind(group, plain, context, cost) for group in uses.values()]
+        decisions = [
+            self._bind_active(group, context, cost)
+            if self._may_skip(group, context)
+            else self._bind(group, plain, context, cost)
+            for group in uses.values()
+        ]
         done = tuple(rewriter.finish() for rewriter in rewriters)
         return PassResult(ProgramSet(done), tuple(decisions))
 
@@ -81,8 +91,42 @@ class SelectLayout:
     ) -> Iterator[tuple[torch.Tensor, list[int]]]:
         """The weights whose layout measurements would decide, and their token counts."""
         for group in uses:
-            if not self.layout and not is_disabled(group[0].site.name, context.disabled_sites):
+            off = is_disabled(group[0].site.name, context.disabled_sites)
+            if not self.layout and not off and not self._may_skip(group, context):
                 yield group[0].weight(), [use.tokens for use in group]
+
+    def _may_skip(self, uses: list[_Use], context: PassContext) -> bool:
+        off = bool(self.layout) or is_disabled(uses[0].site.name, context.disabled_sites)
+        return not off and any(use.activity is not None for use in uses)
+
+    def _bind_active(self, uses: list[_Use], context: PassContext, cost: CostModel) -> Decision:
+        site, weight = uses[0].site, uses[0].weight()
+        stats = WeightStats.of(weight)
+        times = ActiveTimes(cost, stats, [use.active() for use in uses])
+        layouts = times.choose(self.both * 4 * site.shape[0] * site.shape[1])
+        packed = {layout: _stored(uses, weight, layout) for layout in layouts.values()}
+        skipping = False
+        for use in uses:
+            layout = layouts[form_of(use.tokens)]
+            skips = times.skips(layout, use.active())
+            skipping = skipping or skips
+            use.bind(packed[layout], layout, skips=skips)
+        return Decision(
+            site.name,
+            "linear",
+            "sparse" if skipping or not all(layout.is_dense for layout in packed) else "dense",
+            times.reason(layouts),
+            self.name,
+            shape=site.shape,
+            density=stats.density,
+            layout=" + ".join(layout.spec for layout in packed),
+            bytes_stored=sum(t.nbytes for stored in packed.values() for t in stored.values()),
+            bytes_dense=weight.nbytes,
+            predicted_seconds=sum(
+                times.seconds(layouts[form_of(use.tokens)], use) for use in times.uses
+            ),
+            dense_seconds=times.plainly(times.dense),
+        )
 
     def _bind(
         self, uses: list[_Use], plain: set[int], context: PassContext, cost: CostModel
@@ -101,7 +145,7 @@ class SelectLayout:
         packed: dict[Layout, dict[str, torch.Tensor]] = {}
         for use in uses:
             layout = choice.of[form_of(use.tokens)]
-            if layout == use.layout:
+            if layout == use.layout and use.activity is None:
                 packed[layout] = use.operands()
                 continue
             if layout not in packed:
@@ -182,6 +226,14 @@ class SelectLayout:
         return times.dense, f"{nonzero}: dense {how} {gain} at {count}"
 
 
+def _stored(uses: Sequence[_Use], weight: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:
+    """The tensors of a layout as a use has them already, or packed."""
+    for use in uses:
+        if use.layout == layout:
+            return use.operands()
+    return pack(weight, uses[0].site.weight, layout)
+
+
 def _how(times: LayoutTimes, layouts: Mapping[Form, Layout]) -> str:
     return "predicted" if times.measured(layouts) is None else "measured"
 
@@ -230,6 +282,14 @@ class _Use:
     def layout(self) -> Layout:
         return parse(arguments(self.node)["layout"])
 
+    @property
+    def activity(self) -> Activity | None:
+        return activity_of(self.node, self.tokens)
+
+    def active(self) -> ActiveUse:
+        share = arguments(self.node).get("active", 1.0)
+        return ActiveUse(self.tokens, self.activity, share)
+
     def weight(self) -> torch.Tensor:
         return stored_weight(self.rewriter, self.node)
 
@@ -243,11 +303,21 @@ class _Use:
             t.data_ptr() in places for t in self.operands().values()
         )
 
-    def bind(self, stored: Mapping[str, torch.Tensor], layout: Layout) -> None:
+    def bind(self, stored: Mapping[str, torch.Tensor], layout: Layout, skips: bool = False) -> None:
+        """Gives the linear its weight; one that skips nothing becomes a plain one."""
         tensors = [self.rewriter.add_weight(name, tensor) for name, tensor in stored.items()]
         options = {**arguments(self.node), "weight": tensors, "layout": layout.spec}
-        self.node.args = tuple(options.values())
-        self.node.kwargs = {}
+        if self.activity is None or skips:
+            self.node.args = tuple(options.values())
+            self.node.kwargs = {}
+            return
+        gate = options.pop("gate", None)
+        del options["active"]
+        with self.rewriter.graph.inserting_before(self.node):
+            plain = self.rewriter.call(ops.sparse_linear.overload, tuple(options.values()))
+            if gate is not None:
+                plain = self.rewriter.call(aten.mul.Tensor, (gate, plain))
+        self.rewriter.replace(self.node, plain)
 
 
 def _plain_matrices(rewriter: Rewriter) -> Iterator[int]:

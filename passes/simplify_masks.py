@@ -12,7 +12,7 @@ from torch import fx
 from sparsify.contracts import GraphPass, PassContext
 from sparsify.passes.graph import arguments, aten, same, same_shape, shape_of
 from sparsify.passes.iota import AND, NOT, OR, Iota, Scalar, constant, iota, is_bool
-from sparsify.passes.triangle import diagonal
+from sparsify.passes.positions import Region, region
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
 
@@ -109,10 +109,10 @@ class SimplifyMasks(GraphPass):
             if reduced is not True and (isinstance(reduced, bool) or reduced != 0):
                 return self._skip(node, f"the mask is {reduced} everywhere")
             reduced, reason = None, "the mask hides nothing and is dropped"
-        elif diagonal(rewriter, reduced) == 0:
+        elif region(rewriter, reduced) == Region(low=0):
             reduced, causal, reason = None, True, "the mask is key <= query: is_causal"
         elif reduced is mask:
-            return self._near_miss(rewriter, node, mask)
+            return None
         else:
             after = "x".join(map(str, shape_of(reduced)))
             reason = f"mask {before} reduced to {after}, which attention broadcasts"
@@ -123,47 +123,10 @@ class SimplifyMasks(GraphPass):
             new.meta = {**node.meta, "val": new.meta["val"]}
         rewriter.replace(node, new)
         rewriter.graph.erase_node(node)
-        if reduced is not None and not same(shape_of(reduced)[-2], 1):
-            missed = self._near_miss(rewriter, new, reduced)
-            reason += f"; {missed.reason}" if missed is not None else ""
         return Decision(_site(new), "attention", "rewritten", reason, self.name)
-
-    def _near_miss(self, rewriter: Rewriter, node: fx.Node, mask: fx.Node) -> Decision | None:
-        if mask.meta["val"].dim() < 2 or same(shape_of(mask)[-2], 1):
-            return None
-        if causal_and_rest(rewriter, mask) is not None:
-            return self._skip(
-                node,
-                "the mask is causal and a key mask together, which "
-                "scaled_dot_product_attention cannot express apart",
-            )
-        offset = diagonal(rewriter, mask)
-        if offset is not None:
-            return self._skip(node, f"the mask is key <= query + {offset}, not key <= query")
-        if not is_bool(mask):
-            return self._skip(node, f"the mask is added ({mask.meta['val'].dtype}), not boolean")
-        what = mask.target if mask.op == "call_function" else "an input"
-        return self._skip(node, f"the mask differs between queries and is no triangle ({what})")
 
     def _skip(self, node: fx.Node, reason: str) -> Decision:
         return Decision(_site(node), "attention", "skipped", reason, self.name)
-
-
-def causal_and_rest(rewriter: Rewriter, mask: fx.Node) -> fx.Node | None:
-    """The key mask K of a boolean mask ``(key <= query) AND K``, None for any other mask.
-
-    ``fused_attention`` takes the two apart, as ``causal=True`` and ``mask=K``.
-    """
-    if mask.target not in AND or not is_bool(mask):
-        return None
-    left, right = mask.args[:2]
-    for triangle, rest in ((left, right), (right, left)):
-        if diagonal(rewriter, triangle) != 0 or not isinstance(rest, fx.Node):
-            continue
-        same_rank = rest.meta["val"].dim() == mask.meta["val"].dim()
-        if same_rank and is_bool(rest) and same(shape_of(rest)[-2], 1):
-            return rest
-    return None
 
 
 class _Thin:

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import fx
 
-from sparsify.layouts import Layout, parse
+from sparsify.layouts import Layout, Stack, parse
+from sparsify.ops import ExpertsShape
 from sparsify.passes.graph import arguments
 from sparsify.program import Program, Site
 from sparsify.rewriter import Rewriter
@@ -51,6 +52,20 @@ def linear_site(program: Program | Rewriter, node: fx.Node) -> Site:
     weight = name.removesuffix(packed_name("", layout, layout.tensors[0]))
     entry = program.name if isinstance(program, Program) else ""
     return Site(entry, node.name, weight, (options["out_features"], options["in_features"]))
+
+
+def expert_stacks(program: Program | Rewriter, node: fx.Node) -> list[tuple[Stack, str]]:
+    """The weights of a ``sparsify::experts`` node, up's and down's, with their plain names."""
+    options = arguments(node)
+    names = ("count", "out_features", "hidden", "in_features", "gated")
+    shape = ExpertsShape(*(options[name] for name in names))
+    up, down = shape.up(parse(options["up_layout"])), shape.down(parse(options["down_layout"]))
+    found = []
+    for stack, operands in ((up, options["up"]), (down, options["down"])):
+        name, _ = named_weight(program, operands[0])
+        suffix = packed_name("", stack.layout, stack.layout.tensors[0])
+        found.append((stack, name.removesuffix(suffix)))
+    return found
 
 
 def named_weight(program: Program | Rewriter, node: fx.Node) -> tuple[str, torch.Tensor]:

@@ -120,6 +120,7 @@ class CompiledModel:
         target: str | None = None,
         name: str = "model",
         largest: Mapping[str, Sequence[int]] | None = None,
+        state: Mapping[str, str] | None = None,
     ) -> None:
         """Writes a folder of C that runs the model without Python, PyTorch or TVM.
 
@@ -130,11 +131,15 @@ class CompiledModel:
             target: a target's name, see ``sparsify targets``; None for the one compiled for.
             name: begins the names of files and functions.
             largest: the largest shape of inputs, by name; of others, that of the example inputs.
+            state: inputs that the C program remembers from run to run, each with the name of the
+                result that is its next value. Inputs that the model changes in place are state
+                anyway. All state is zero at first, and in its largest shape.
 
         Raises:
             UnknownTarget: a ValueError that lists the targets, CPUs or features there are.
-            ValueError: the model runs in PyTorch in part, has state, or a size is out of range.
-            OSError: the place cannot be written.
+            ValueError: the model runs in PyTorch in part, is too large for the target, or a size
+                is out of range.
+            OSError: the place cannot be written. After any error the folder is as it was.
         """
         from sparsify.export import export_c
 
@@ -145,6 +150,7 @@ class CompiledModel:
             pipeline=self._compilation.pipeline,
             name=name,
             largest=largest,
+            state=state,
         )
 
     def export_onnx(

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import fx
 
-from sparsify.layouts import Form, Layout, WeightStats
+from sparsify.layouts import Form, Layout, Stack, WeightStats
 from sparsify.program import ProgramSet
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
+
+Side = Literal["inputs", "outputs"]
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Zeros that a linear may skip.
+
+    Attributes:
+        side: whether they are among its inputs, or in the gate of its outputs.
+        share: expected share of that side's features that are not zero in all tokens of a call.
+    """
+
+    side: Side
+    share: float
 
 
 class CostModel(Protocol):
@@ -30,6 +45,23 @@ class CostModel(Protocol):
 
 
 @runtime_checkable
+class SkippingCostModel(CostModel, Protocol):
+    """A cost model of a target with kernels that skip zeros found at run time."""
+
+    def active_seconds(
+        self, layout: Layout, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> float | None:
+        """Seconds of a kernel that skips zeros; None where the layout has none that does."""
+        ...
+
+    def active_candidates(
+        self, shape: tuple[int, int], tokens: int, activity: Activity
+    ) -> tuple[Layout, ...]:
+        """Layouts whose kernels skip such zeros."""
+        ...
+
+
+@runtime_checkable
 class MeasuringCostModel(CostModel, Protocol):
     """A cost model that can time kernels on this machine instead."""
 
@@ -42,6 +74,24 @@ class MeasuringCostModel(CostModel, Protocol):
         self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float | None:
         """The measured part of `linear_seconds`; None where it predicts."""
+        ...
+
+
+@runtime_checkable
+class ExpertsCostModel(CostModel, Protocol):
+    """A cost model that knows kernels for mixtures of experts."""
+
+    bytes_per_second: float
+    """What one may count on when weights come from memory."""
+    flops_per_second: float
+    """Of multiply-adds alone, on all threads."""
+
+    def expert_layouts(self, shape: tuple[int, int]) -> tuple[Layout, ...]:
+        """Layouts with kernels for experts whose matrices have this shape."""
+        ...
+
+    def experts_seconds(self, stack: Stack, density: float, tokens: float, active: float) -> float:
+        """Seconds of the products of ``active`` of the stack's matrices with ``tokens`` each."""
         ...
 
 

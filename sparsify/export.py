@@ -35,6 +35,7 @@ def export_c(
     pipeline: str,
     name: str = "model",
     largest: Sizes | None = None,
+    state: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a folder of C for a target; see `sparsify.CompiledModel.export_c`."""
     from sparsify.codegen.cost import CpuCostModel
@@ -59,19 +60,18 @@ def export_c(
                 f"{decision.reason}; exported C has no PyTorch that could run it, so replace it"
             )
     bound = result.programs
-    entries = {program.name: _entry(program, largest or {}) for program in bound}
+    taken = {program.name: ", ".join(_inputs(program)) for program in bound}
+    unknown = sorted(set(largest or {}).difference(*map(_inputs, bound)))
+    if unknown:
+        shown = "; ".join(f"entry {entry!r} takes {names}" for entry, names in taken.items())
+        raise ValueError(f"export_c: largest names {', '.join(unknown)}, but {shown}")
+    entries = {program.name: _entry(program, largest or {}, state or {}) for program in bound}
     write_archive(folder, entries, chosen, name=name, about=", ".join(bound.names))
 
 
-def _entry(program: Program, largest: Sizes) -> ExportedEntry:
+def _entry(program: Program, largest: Sizes, state: Mapping[str, str]) -> ExportedEntry:
     from sparsify.codegen.emit.c.archive import ExportedEntry
 
-    state = ", ".join(node.name for node in program.state())
-    if state:
-        raise ValueError(
-            f"export_c: entry {program.name!r} changes {state} in place; exported C takes inputs "
-            "that stay as they are"
-        )
     plan = Plan.of(program)
     if len(plan.regions) != 1 or plan.regions[0].kind != "compiled":
         kinds = ", ".join(f"{region.name} ({region.kind})" for region in plan.regions)
@@ -100,12 +100,44 @@ def _entry(program: Program, largest: Sizes) -> ExportedEntry:
         if place not in outputs.values():  # a result that comes twice is written once
             free = title is not None and title not in outputs
             outputs[str(title) if free else f"output_{index}"] = place
+    held = _held(program, inputs, outputs, state)
+    ranges = _ranges(program, largest)
+    for name, node in given.items():
+        if _c_name(name) in held:  # what is kept from run to run keeps its shape
+            fixed = [size for size in map(str, node.meta["val"].shape) if size in ranges]
+            ranges |= {size: (ranges[size][1], ranges[size][1]) for size in fixed}
+    after = {new for _, new in held.values()}
     return ExportedEntry(
         region.program,
-        inputs,
-        outputs,
-        _ranges(program, largest),
+        {name: place for name, place in inputs.items() if name not in held},
+        {name: place for name, place in outputs.items() if place not in after},
+        ranges,
+        held,
     )
+
+
+def _held(
+    program: Program,
+    inputs: Mapping[str, int],
+    outputs: Mapping[str, int],
+    state: Mapping[str, str],
+) -> dict[str, tuple[int, int | None]]:
+    """Inputs that outlive a run, as `ExportedEntry.state`: changed in place, or in ``state``."""
+    nodes = _inputs(program)
+    held: dict[str, tuple[int, int | None]] = {
+        _c_name(name): (inputs[_c_name(name)], None)
+        for name, node in nodes.items()
+        if node in program.state()
+    }
+    for name, title in state.items():
+        where = f"export_c: state {{{name!r}: {title!r}}}: entry {program.name!r} has no"
+        place, new = inputs.get(_c_name(name)), outputs.get(_c_name(title))
+        if place is None:
+            raise ValueError(f"{where} input {name!r}; its inputs are {', '.join(nodes)}")
+        if new is None:
+            raise ValueError(f"{where} result {title!r}; its results are {', '.join(outputs)}")
+        held[_c_name(name)] = (place, new)
+    return held
 
 
 def _inputs(program: Program) -> dict[str, fx.Node]:
@@ -119,12 +151,6 @@ def _ranges(program: Program, largest: Sizes) -> dict[str, tuple[int, int]]:
     """Least and most of each size, the most from ``largest``, else from the example inputs."""
     ranges: dict[str, tuple[int, int]] = {}
     inputs = _inputs(program)
-    unknown = sorted(set(largest) - set(inputs))
-    if unknown:
-        raise ValueError(
-            f"export_c: largest names {', '.join(unknown)}, but entry {program.name!r} takes "
-            f"{', '.join(inputs)}"
-        )
     for name, node in inputs.items():
         shape = node.meta["val"].shape
         given = largest.get(name)

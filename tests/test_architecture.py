@@ -19,7 +19,7 @@ FLOORS = [
     {"clock", "effects", "memory", "sources", "specs"},
     {"arguments"},
     {"config", "report", "signature"},
-    {"band", "gates", "layouts", "routers", "selectors"},
+    {"band", "gates", "layouts", "patterns", "routers", "selectors"},
     {"block_mask"},
     {"ops"},
     {"program"},
@@ -31,7 +31,7 @@ FLOORS = [
     {"cache", "export"},
     {"compiled"},
     {"generation", "onnxruntime"},
-    {"compiler"},
+    {"analysis", "compiler", "moefication"},
     {"loader"},
     {"sparsify"},  # the public names
     {"bench"},

@@ -13,6 +13,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -69,6 +71,11 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "mistral": lambda: _random(
         lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5))
+    ),
+    "mixtral": lambda: _random(
+        lambda: MixtralForCausalLM(
+            MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
+        )
     ),
     "qwen2": lambda: _random(
         lambda: Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in SIZES.items() if k != "head_dim"}))

@@ -73,6 +73,11 @@ class ObjectFile:
     symbols: Symbols
 
 
+def entry_symbol(name: str) -> str:
+    """The symbol of a function's entry."""
+    return f"__tvm_ffi_{name}"
+
+
 def compile_object(
     functions: Mapping[str, tirx.PrimFunc], target: Target, path: Path
 ) -> ObjectFile:
@@ -89,7 +94,7 @@ def compile_object(
     partial = path.with_suffix(f".{os.getpid()}.part")
     try:
         _run_worker(tvm.ir.save_json(module), target, partial)
-        entries = {name: f"__tvm_ffi_{name}" for name in functions}
+        entries = {name: entry_symbol(name) for name in functions}
         made = ObjectFile(path, entries, Symbols.of(partial))
         _check(made, target)
         os.replace(partial, path)

@@ -42,6 +42,7 @@ CONVERTERS: dict[str, Converter] = {
     "experts.default": experts.convert_experts,
     "fused_attention.default": attention.convert_fused_attention,
     "block_attention.default": attention.convert_block_attention,
+    "list_blocks.default": attention.convert_list_blocks,
     "kv_append.default": attention.convert_kv_append,
     "paged_attention.default": attention.convert_paged_attention,
     "page_bounds.default": pages.convert_page_bounds,
@@ -61,9 +62,9 @@ CONVERTERS: dict[str, Converter] = {
 }
 
 REFUSALS: dict[str, Callable[[fx.Node], str | None]] = {
+    "gate.default": tokens.refuse_gate,
     "route.default": experts.refuse_route,
     "experts.default": experts.refuse_experts,
-    "gate.default": tokens.refuse_gate,
     "paged_attention.default": attention.refuse_paged_attention,
     "select_blocks.default": pages.refuse_select_blocks,
     "select_pages.default": pages.refuse_select_pages,

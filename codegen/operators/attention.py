@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import optimization_hint
 from tvm import tirx
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.attention import Attention
 from sparsify.codegen.kernels.cpu.attention_mask import QUERY_PADDING, AttentionMask, MaskShape
 from sparsify.codegen.kernels.cpu.kv_append import KvAppend
+from sparsify.codegen.kernels.cpu.list_blocks import ListBlocks
 from sparsify.codegen.kernels.cpu.paged_decode import PagedDecode
 from sparsify.codegen.kernels.cpu.paged_prefill import PagedPrefill
 from sparsify.codegen.kernels.cpu.scores import Scores
@@ -40,6 +42,10 @@ def query_vectors(isa: Isa) -> int:
     """Query tile of attention, in vectors: the keys' scores must fit the registers beside it."""
     wide = {16: 2, 8: 1, 4: 4}[isa.vector]
     return wide if isa.registers >= 32 else max(1, wide // 2)
+
+
+_WIDE_QUERIES = 512
+"""Queries of a sequence from which tiles are wide."""
 
 
 def convert_fused_attention(node: fx.Node, lowering: Lowering) -> Any:
@@ -81,7 +87,7 @@ def _attention(
         a["causal"],
         a["sinks"],
         mask_shape,
-        query_vectors(isa),
+        _tile_vectors(isa, block, _expected_queries(a)),
         block,
         skip,
     )
@@ -91,6 +97,27 @@ def _attention(
     shape = (groups, a["heads"] * a["head_dim"], LANES)
     y = lowering.call_kernel(kernel, [query, key, value, mask, *lists], shape, extents)
     return y if in_lanes else from_lanes(lowering, y, extents[:2])
+
+
+def _expected_queries(a: dict[str, Any]) -> int:
+    """Of a sequence, in the example inputs."""
+    if a["extents"]:
+        length = a["extents"][1]
+        queries = length.meta["val"] if isinstance(length, fx.Node) else length
+    else:
+        queries = a["query"].meta["val"].shape[1]
+    return queries if isinstance(queries, int) else optimization_hint(queries, fallback=1)
+
+
+def _tile_vectors(isa: Isa, block: tuple[int, int] | None, queries: int) -> int:
+    """Where registers allow, tiles of many queries are twice as wide: keys are read half as often.
+
+    Few queries would fill too little of the last tile.
+    """
+    vectors = query_vectors(isa)
+    wide = 2 * vectors
+    fits = queries >= _WIDE_QUERIES if block is None else block[0] % (wide * LANES) == 0
+    return wide if fits and isa.vector == LANES else vectors
 
 
 def _prepared_mask(
@@ -117,6 +144,13 @@ def _prepared_mask(
 
 def _varies(extent: int | torch.SymInt) -> bool:
     return not (isinstance(extent, int) and extent == 1)
+
+
+def convert_list_blocks(node: fx.Node, lowering: Lowering) -> Any:
+    marks = lowering.tensor(arguments_of(node)["marks"])
+    rows = flat(lowering, marks)
+    listed = lowering.call_kernel(ListBlocks(), [rows], shape_of(rows), dtype="int32")
+    return lowering.reshape(listed, shape_of(marks))
 
 
 def convert_kv_append(node: fx.Node, lowering: Lowering) -> Any:

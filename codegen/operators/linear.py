@@ -37,7 +37,7 @@ def convert_sparse_linear(node: fx.Node, lowering: Lowering) -> Any:
 def call_linear(a: dict[str, Any], lowering: Lowering) -> Any:
     """Calls the layout's kernel with the arguments of a ``sparse_linear``."""
     x, bias, residual = (lowering.tensor(a[name]) for name in ("x", "bias", "residual"))
-    layout, site = parse(a["layout"]), _site(a)
+    layout, site = parse(a["layout"]), site_of(a)
     kernels = _kernels(a, layout)
     kernel = kernels.kernel(lowering.target.isa, site, layout)
     weight = [lowering.tensor(w) for w in a["weight"]]
@@ -82,7 +82,7 @@ def gated_kernel(node: fx.Node, lowering: Lowering) -> Kernel | None:
     if node.target != ops.sparse_linear.overload:
         return None
     a = arguments_of(node)
-    site, users = _site(a), list(node.users)
+    site, users = site_of(a), list(node.users)
     gated = len(users) == 1 and users[0].target == ops.gated.overload
     if not gated or not a["lanes"] or site.activation != "none" or site.residual:
         return None
@@ -93,7 +93,7 @@ def gated_kernel(node: fx.Node, lowering: Lowering) -> Kernel | None:
     return kernels.gated_kernel(lowering.target.isa, site, layout, activation)
 
 
-def _site(a: dict[str, Any]) -> LinearSite:
+def site_of(a: dict[str, Any]) -> LinearSite:
     return LinearSite(
         a["out_features"],
         a["in_features"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsify.gates import Threshold
+from sparsify.gates import Gate, Threshold
 from sparsify.passes.gating.recipe import At, Gating
 
 
@@ -25,7 +25,9 @@ class Cats(Gating):
     """
 
     name = "cats"
-    rule = Threshold
+
+    def rule(self) -> type[Gate]:
+        return Threshold
 
     def gated(self) -> At:
         return "gates"

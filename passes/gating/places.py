@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import fx
@@ -15,9 +15,9 @@ from sparsify.gates import Calibrated
 from sparsify.layouts import parse
 from sparsify.ops import ACTIVATIONS
 from sparsify.passes.elementwise import activate
-from sparsify.passes.gating.emit import active_linear, gate, gated_linear
+from sparsify.passes.gating.emit import active_linear, dense_linear, gate, gated_linear
 from sparsify.passes.gating.observed import Observed
-from sparsify.passes.graph import arguments, erase_dead, past_copies, sole_user
+from sparsify.passes.graph import arguments, aten, erase_dead, past_copies, sole_user
 from sparsify.passes.sites import linear_site, member_names, named_weight, pack, stored_weight
 from sparsify.program import Program, Site
 from sparsify.rewriter import Rewriter
@@ -30,13 +30,14 @@ class Plan:
     """How a place is to be gated.
 
     Attributes:
+        calibrated: the rule; None where the zeros are there already.
         active: share of the features that a token keeps.
         error: of the result of the linear behind it, relative.
         low_rank: ``(inner [rank, features], outer [out_features, rank])`` whose product stands in
             for the weight where features are dropped.
     """
 
-    calibrated: Calibrated
+    calibrated: Calibrated | None
     active: float
     error: float
     low_rank: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -48,6 +49,9 @@ class Place(ABC):
 
     linear: fx.Node
     site: Site
+
+    values: ClassVar[Literal["inputs", "gates"]]
+    """What is gated."""
 
     @property
     def x(self) -> fx.Node:
@@ -75,7 +79,14 @@ class InputPlace(Place):
     After::
 
         x -> gate -> active_linear(W)
+
+    or, with a low-rank stand-in for the rest::
+
+        x - gate(x) -> sparse_linear(inner) -> sparse_linear(outer) -> r
+        gate(x) -> active_linear(W, residual=r)
     """
+
+    values = "inputs"
 
     def observe(self, program: Program, x: torch.Tensor) -> Observed:
         return Observed(x, x, stored_weight(program, self.linear))
@@ -83,8 +94,33 @@ class InputPlace(Place):
     def apply(self, rewriter: Rewriter, plan: Plan) -> None:
         with rewriter.graph.inserting_before(self.linear):
             kept = gate(rewriter, self.x, plan.calibrated, self.site.weight)
-            y = active_linear(rewriter, self.linear, plan.active, x=kept)
+            if plan.low_rank is None:
+                y = active_linear(rewriter, self.linear, plan.active, x=kept)
+            else:
+                y = self._with_low_rank(rewriter, kept, plan.active, *plan.low_rank)
         rewriter.replace(self.linear, y)
+
+    def _with_low_rank(
+        self,
+        rewriter: Rewriter,
+        kept: fx.Node,
+        active: float,
+        inner: torch.Tensor,
+        outer: torch.Tensor,
+    ) -> fx.Node:
+        """An activation of the linear, and what is added behind it, run on their own."""
+        options, name = arguments(self.linear), self.site.weight
+        activation, residual = options["activation"], options["residual"]
+        added = residual if activation == "none" else None
+        rest = rewriter.call(aten.sub.Tensor, (self.x, kept))
+        rest = dense_linear(rewriter, rest, f"{name}:low_rank.inner", inner)
+        rest = dense_linear(rewriter, rest, f"{name}:low_rank.outer", outer, added)
+        changed = {"x": kept, "activation": "none", "residual": rest}
+        y = active_linear(rewriter, self.linear, active, **changed)
+        if activation == "none":
+            return y
+        y = activate(rewriter, y, activation)
+        return y if residual is None else rewriter.call(aten.add.Tensor, (y, residual))
 
 
 @dataclass(frozen=True)
@@ -112,6 +148,8 @@ class GatePlace(Place):
     down: fx.Node
     activated: bool = True
 
+    values = "gates"
+
     @property
     def activation(self) -> str:
         name: str = arguments(self.gated)["activation"]
@@ -120,10 +158,10 @@ class GatePlace(Place):
     def observe(self, program: Program, x: torch.Tensor) -> Observed:
         bias = program.weight_of(arguments(self.linear)["bias"])
         both = torch.nn.functional.linear(x, stored_weight(program, self.linear), bias)
-        values, up = both.detach().chunk(2, dim=-1)
-        opened = ACTIVATIONS[self.activation](values)
+        closed, up = both.detach().chunk(2, dim=-1)
+        opened = ACTIVATIONS[self.activation](closed)
         weight = stored_weight(program, self.down)
-        return Observed(opened if self.activated else values, opened * up, weight)
+        return Observed(opened if self.activated else closed, opened * up, weight)
 
     def apply(self, rewriter: Rewriter, plan: Plan) -> None:
         halves = _halves(rewriter, self.linear, self.site)

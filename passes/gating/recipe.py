@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import fx
@@ -23,8 +23,9 @@ from sparsify.program import Program, ProgramSet
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
 
-At = Literal["inputs", "gates"]
-"""Which values are gated: the input of every linear, or the gates of gated networks."""
+At = Literal["inputs", "gates", "closed gates"]
+"""Which values are gated: the input of every linear, or the gates of gated networks, behind their
+activation or in front of it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Gating(ABC):
         entries: entry programs that are rewritten. By default those of few tokens, ``decode``,
             where a program set has it, else all.
         max_error: a place with a larger error stays dense; None for no limit.
+        fit: a place with a larger error drops as many features as ``max_error`` allows instead,
+            so that places which bear more sparsity than others have more.
 
     Raises:
         TypeError, ValueError: naming the option and what it may be.
@@ -51,13 +54,15 @@ class Gating(ABC):
     sparsity: float
     calibration: Calibration
     sites: tuple[str, ...] = ("*",)
-    skip: tuple[str, ...] = ("lm_head",)
+    skip: tuple[str, ...] = ("*lm_head",)
     entries: tuple[str, ...] = ()
     max_error: float | None = None
+    fit: bool = False
 
     name: ClassVar[str]
     tolerance: ClassVar[float] = math.inf
-    rule: ClassVar[type[Gate]]
+    demands: ClassVar[bool] = True
+    """Whether ``strict`` refuses a place that is left as it is."""
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
@@ -72,12 +77,21 @@ class Gating(ABC):
             )
         if self.max_error is not None and not self.max_error > 0:
             raise ValueError(f"{kind}: max_error={self.max_error} must be above 0, or None")
+        if self.fit and self.max_error is None:
+            raise ValueError(f"{kind}: fit=True needs a max_error to fit to")
+        if self.gated() not in get_args(At):
+            known = ", ".join(map(repr, get_args(At)))
+            raise ValueError(f"{kind}: at={self.gated()!r} must be one of {known}")
         for option in ("sites", "skip", "entries"):
             given = getattr(self, option)
             object.__setattr__(self, option, (given,) if isinstance(given, str) else tuple(given))
 
+    @abstractmethod
+    def rule(self) -> type[Gate]:
+        """The gate that is calibrated."""
+
     def gated(self) -> At:
-        """Which values this recipe gates."""
+        """Which values are gated."""
         return "inputs"
 
     def importance(self, observed: Observed) -> torch.Tensor:
@@ -133,20 +147,47 @@ class Gating(ABC):
 
     def find(self, graph: Graph, nodes: list[fx.Node]) -> Iterable[Place]:
         """Where this recipe may act, whatever ``sites`` and ``skip`` say."""
-        return gate_places(graph, nodes) if self.gated() == "gates" else input_places(graph, nodes)
+        if self.gated() == "inputs":
+            return input_places(graph, nodes)
+        return gate_places(graph, nodes, activated=self.gated() == "gates")
 
     def _plans(self, program: Program) -> dict[str, Plan]:
         """A plan for each place, by the name of its weight."""
         places = list(self._places(program, list(program.graph.nodes)))
         seen = samples(program, self.calibration, {place.x for place in places})
         with torch.no_grad():
-            return {p.site.weight: self.plan(p.observe(program, seen[p.x])) for p in places}
+            return {p.site.weight: self._fitted(p.observe(program, seen[p.x])) for p in places}
 
-    def plan(self, observed: Observed) -> Plan:
-        """The calibrated rule, and what it does to the samples that it was calibrated on."""
-        calibrated = self.rule.calibrate(observed.values, self.sparsity, self.importance(observed))
+    def _fitted(self, observed: Observed) -> Plan:
+        """The plan of the wanted sparsity, or with ``fit`` of the largest that keeps the error."""
+        plan = self.plan(observed, self.sparsity)
+        if not self.fit or self.refusal(plan) is None:
+            return plan
+        low, high = 1, _FITS
+        while low < high:
+            middle = (low + high) // 2
+            plan = self.plan(observed, self.sparsity * (1 - middle / (_FITS + 1)))
+            low, high = (low, middle) if self.refusal(plan) is None else (middle + 1, high)
+        return self.plan(observed, self.sparsity * (1 - low / (_FITS + 1)))
+
+    def plan(self, observed: Observed, sparsity: float) -> Plan:
+        """The rule calibrated to a sparsity, and what it does to the samples it saw."""
+        calibrated = self.rule().calibrate(observed.values, sparsity, self.importance(observed))
         keep = calibrated.keep(observed.values)
         return Plan(calibrated, float(keep.float().mean()), observed.error(keep))
+
+    def refusal(self, plan: Plan) -> str | None:
+        """Why a place is better left dense."""
+        if self.max_error is None or plan.error <= self.max_error:
+            return None
+        return f"its error {plan.error:.1%} is above max_error={self.max_error}"
+
+    def account(self, plan: Plan) -> str:
+        """What was done at a place, in a sentence."""
+        assert plan.calibrated is not None
+        rule, values = plan.calibrated.gate.spec, _GATED[self.gated()]
+        kept = f"{rule}: a token keeps {percent(plan.active)} of {values}"
+        return f"{kept}; relative error {plan.error:.1%}"
 
     def _rewrite(
         self, rewriter: Rewriter, plans: dict[str, Plan], context: PassContext
@@ -158,22 +199,16 @@ class Gating(ABC):
             elif plan is None:
                 reason = "the program that is calibrated has no such site"
                 yield self._decision(place, "skipped", reason, None)
-            elif self.max_error is not None and not plan.error <= self.max_error:
-                reason = f"its error {plan.error:.1%} is above max_error={self.max_error}"
-                if context.strict:
+            elif (refusal := self.refusal(plan)) is not None:
+                if context.strict and self.demands:
                     raise ValueError(
-                        f"strict=True: {site.name} of shape {site.shape} is not gated: {reason}; "
-                        "raise it, lower the sparsity, or compile with strict=False"
+                        f"strict=True: {site.name} of shape {site.shape} is not gated: {refusal}; "
+                        "leave it out by skip, or compile with strict=False"
                     )
-                yield self._decision(place, "skipped", f"stays dense: {reason}", plan)
+                yield self._decision(place, "skipped", f"stays dense: {refusal}", plan)
             else:
                 place.apply(rewriter, plan)
-                reason = (
-                    f"{plan.calibrated.gate.spec}: a token keeps {percent(plan.active)} of "
-                    f"{_GATED[self.gated()]}"
-                    f"; relative error {plan.error:.1%}"
-                )
-                yield self._decision(place, "rewritten", reason, plan)
+                yield self._decision(place, "rewritten", self.account(plan), plan)
 
     def _decision(
         self, place: Place, verdict: Literal["rewritten", "skipped"], reason: str, plan: Plan | None
@@ -190,8 +225,13 @@ class Gating(ABC):
         )
 
 
-_LOOKED_FOR = {
-    "inputs": "linears",
-    "gates": "gated networks (a gate and an up projection, multiplied, read by one linear)",
+_FITS = 31
+"""Sparsities that ``fit`` tries, evenly from the wanted one down."""
+
+_NETWORKS = "gated networks (a gate and an up projection, multiplied, read by one linear)"
+_LOOKED_FOR = {"inputs": "linears", "gates": _NETWORKS, "closed gates": _NETWORKS}
+_GATED = {
+    "inputs": "its inputs",
+    "gates": "its activated gates",
+    "closed gates": "its gates in front of the activation",
 }
-_GATED = {"inputs": "its inputs", "gates": "its gates"}

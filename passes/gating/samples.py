@@ -15,21 +15,34 @@ TOKENS = 512
 
 
 def samples(
-    program: Program, calibration: Calibration, nodes: Iterable[fx.Node], tokens: int = TOKENS
+    program: Program,
+    calibration: Calibration,
+    nodes: Iterable[fx.Node],
+    tokens: int = TOKENS,
+    run: int = 1,
 ) -> dict[fx.Node, torch.Tensor]:
     """``[tokens, features]`` of each node on the calibration's batches, in order.
 
     Args:
         program: in which the nodes are.
-        tokens: at most so many, rounded up to a multiple of the number of batches.
+        tokens: about so many, at least one run of each batch.
+        run: tokens that follow each other in a batch are taken in runs of so many, where it has
+            them.
     """
-    share = -(-tokens // len(calibration.batches))
+    runs = max(1, round(tokens / (run * len(calibration.batches))))
     seen: dict[fx.Node, list[torch.Tensor]] = {node: [] for node in nodes}
 
     def watch(node: fx.Node, value: torch.Tensor) -> None:
         rows = value.detach().reshape(-1, value.shape[-1])
-        step = max(1, -(-len(rows) // share))
-        seen[node].append(rows[step // 2 :: step].float().clone())
+        seen[node].append(rows[_places(len(rows), runs, run)].float())
 
     calibration.run(program, watch, seen)
     return {node: torch.cat(parts) for node, parts in seen.items()}
+
+
+def _places(count: int, runs: int, length: int) -> torch.Tensor:
+    """Runs of that length spread evenly over ``count`` rows; all rows where they are few."""
+    if count <= runs * length:
+        return torch.arange(count)
+    starts = torch.linspace(0, count - length, runs).round().long()
+    return (starts[:, None] + torch.arange(length)).flatten().unique()

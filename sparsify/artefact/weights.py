@@ -9,15 +9,15 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from sparsify.artefact.container import ArtefactError
-from sparsify.layouts import Csr, Dense, Layout, layout_names, parse
-from sparsify.ops import LINEARS
+from sparsify.layouts import Csr, Dense, Layout, Stack, layout_names, parse
+from sparsify.ops import LINEARS, experts
 from sparsify.passes.graph import arguments
-from sparsify.passes.sites import linear_site, packed_name
+from sparsify.passes.sites import expert_stacks, linear_site, packed_name
 from sparsify.program import Program, WeightStore
 
 _PACKED = re.compile(
@@ -41,23 +41,58 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class Form:
-    """How programs store the weight matrix of their linears: in one layout, or one for each."""
+    """How programs store a weight: in one layout, or one for each use.
 
-    shape: tuple[int, int]
+    Attributes:
+        shape: of the plain matrix, or of experts' plain matrices ``[experts, rows, columns]``.
+        layouts: those that programs have.
+        matrices: how many are stacked, 0 for the one of a linear.
+    """
+
+    shape: tuple[int, ...]
     layouts: tuple[Layout, ...]
+    matrices: int = 0
+
+    def pack(self, layout: Layout, plain: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self._stack(layout).pack(plain) if self.matrices else layout.pack(plain)
+
+    def unpack(self, layout: Layout, packed: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The plain weight, once it is clear that what is packed is well formed."""
+        if not self.matrices:
+            shape = (self.shape[0], self.shape[1])
+            layout.validate(packed, shape)
+            return layout.unpack(packed, shape)
+        stack = self._stack(layout)
+        if layout == Dense() and packed["weight"].shape == self.shape:
+            packed = {"weight": packed["weight"].flatten(0, 1)}
+        layout.validate(packed, stack.shape)
+        return stack.unpack(packed).reshape(self.shape).contiguous()
+
+    def _stack(self, layout: Layout) -> Stack:
+        rows = self.shape[0] * self.shape[1] // self.matrices
+        return Stack(layout, self.matrices, rows, self.shape[2])
 
 
 def forms(programs: Iterable[Program]) -> dict[str, Form]:
-    """The form of every weight that a linear of the programs reads."""
-    shapes: dict[str, tuple[int, int]] = {}
-    layouts: dict[str, dict[Layout, None]] = {}
+    """The form of every weight that a linear, or the experts of a mixture, of the programs read."""
+    found: dict[str, Form] = {}
+
+    def note(weight: str, form: Form) -> None:
+        known = found.setdefault(weight, form)
+        layouts = tuple(dict.fromkeys((*known.layouts, *form.layouts)))
+        found[weight] = replace(known, layouts=layouts)
+
     for program in programs:
         for node in program.graph.nodes:
             if node.target in LINEARS:
                 site = linear_site(program, node)
-                shapes[site.weight] = site.shape
-                layouts.setdefault(site.weight, {})[parse(arguments(node)["layout"])] = None
-    return {weight: Form(shape, tuple(layouts[weight])) for weight, shape in shapes.items()}
+                note(site.weight, Form(site.shape, (parse(arguments(node)["layout"]),)))
+            elif node.target == experts.overload:
+                for stack, weight in expert_stacks(program, node):
+                    count = arguments(node)["count"]
+                    shape = (count, stack.count * stack.rows // count, stack.columns)
+                    note(weight, Form(shape, (stack.layout,), stack.count))
+    return found
 
 
 def converted(
@@ -83,7 +118,7 @@ def converted(
         if layout is None:
             store[name] = dense
         else:
-            packed = layout.pack(dense)
+            packed = known[weight].pack(layout, dense)
             store.update({packed_name(weight, layout, t): packed[t] for t in layout.tensors})
     return WeightStore(store)
 
@@ -110,9 +145,7 @@ def _dense(
     names = _stored_names(weight, layout, stored)
     tensors = (stored[name].detach() for name in names)
     packed = dict(zip(layout.tensors, tensors, strict=True))
-    shape = known[weight].shape
-    layout.validate(packed, shape)
-    return layout.unpack(packed, shape)
+    return known[weight].unpack(layout, packed)
 
 
 def _source(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from sparsify import ops
+from sparsify.analysis import analyze_activations
 from sparsify.bench import Machine
 from sparsify.cli import options
 from sparsify.cli.console import command, show, show_json, step
+from sparsify.cli.data import read_calibration
 from sparsify.cli.impose import Imposed, impose
 from sparsify.cli.models import LoadedModel, load_to_compile, quiet
 from sparsify.cli.onnx import OnnxOptions
@@ -32,6 +35,21 @@ def analyze(
             "against dense.",
         ),
     ] = None,
+    activations: Annotated[
+        bool,
+        typer.Option(
+            "--activations",
+            help="Tell instead how active the features are that each linear reads, on --data.",
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Inputs for --activations: a .txt file, for a folder with a tokenizer, or arrays "
+            "as .npy or .npz.",
+        ),
+    ] = None,
     target: options.Target = "native",
     threads: Annotated[int, typer.Option(min=1, help="Threads of one call.")] = 1,
     batch: options.Batch = None,
@@ -40,11 +58,21 @@ def analyze(
     constant: options.Constant = None,
     as_json: options.Json = False,
 ) -> None:
-    """Tell for each linear layer of MODEL how sparse it is and what that is worth."""
+    """Tell for each linear layer of MODEL how sparse it is and what that is worth.
+
+    With --activations: how many of the features that it reads are zero or negligible.
+    """
     if imposed is not None and not 0 <= imposed < 1:
         raise ValueError(f"--impose {imposed} must be at least 0 and below 1")
+    if activations and data is None:
+        raise ValueError("--activations needs --data FILE to run the model on")
     with step(f"loading {model}"):
         loaded = load_to_compile(model, batch, seq, OnnxOptions.of(shape, constant))
+    if activations and data is not None:
+        with step("running the model"), quiet():
+            found = analyze_activations(loaded.model, read_calibration(data, loaded))
+        show_json({"model": model, **found.to_dict()}) if as_json else show(found.table())
+        return
     with step("analysing"), quiet():
         sites, resolved = _sites(loaded, target, threads)
     if not sites:

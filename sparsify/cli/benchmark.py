@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+import platform
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.table import Table
 from torch.export import ExportedProgram
@@ -25,7 +24,6 @@ from sparsify.bench import (
     compiled_peer,
     fastest,
     flat_tensors,
-    float64_reference,
     interleave,
     model_peers,
     ratio,
@@ -35,10 +33,14 @@ from sparsify.bench import (
 )
 from sparsify.bench.resident import resident_bytes
 from sparsify.cli import options
+from sparsify.cli.benchmark_reference import Reference
 from sparsify.cli.compile import compile_loaded
 from sparsify.cli.console import command, note, show, show_json, step
+from sparsify.cli.foreign import benchmark_elsewhere
 from sparsify.cli.models import LoadedModel, load_model, need_inputs, quiet
 from sparsify.cli.onnx import OnnxOptions
+from sparsify.cli.source import Source
+from sparsify.codegen.target import Target
 
 OURS = "sparsify"
 _DIFFER = 1
@@ -64,12 +66,29 @@ def benchmark(
         float, typer.Option(help="Largest error relative to the output's scale.")
     ] = 1e-4,
     memory: Annotated[bool, typer.Option(help="Measure resident size in fresh processes.")] = True,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER@HOST",
+            help="Time the model, exported as C for --target, on this machine, by ssh.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Time MODEL, compiled, against other runtimes; of a language model, a prompt's prefill.
 
+    With --target of another kind of machine, count instructions in an emulator instead, which are
+    proxies and no times; with --device, time it there.
+
     Exits with 1 when any candidate's outputs differ from the reference by more than --tolerance.
     """
+    chosen = Target.parse(target)
+    if device or chosen.machine != platform.machine():
+        source = Source(model, batch, seq, OnnxOptions.of(shape, constant))
+        if not benchmark_elsewhere(source, chosen, device, rounds, tolerance, as_json):
+            note("error: outputs differ from the reference")
+            raise typer.Exit(_DIFFER)
+        return
     peers = tuple(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
     with step(f"loading {model}"):
         given = OnnxOptions.of(shape, constant)
@@ -97,25 +116,6 @@ def benchmark(
     if wrong:
         note(f"error: outputs of {', '.join(wrong)} differ from {record['reference']}")
         raise typer.Exit(_DIFFER)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What errors are measured against, and what it is."""
-
-    outputs: tuple[torch.Tensor, ...]
-    name: str
-
-    @classmethod
-    def of(cls, module: torch.nn.Module, inputs: Any) -> Reference:
-        """Eager float64; where a model insists on its own dtypes, eager float32."""
-        try:
-            return cls(float64_reference(module, inputs), "float64 eager PyTorch")
-        except (RuntimeError, AssertionError):
-            args, kwargs = split_inputs(inputs)
-            with torch.no_grad():
-                outputs = flat_tensors(module(*args, **kwargs))
-            return cls(copy.deepcopy(outputs), "float32 eager PyTorch")
 
 
 def _own_file(loaded: LoadedModel, given: OnnxOptions) -> OnnxModel | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +53,22 @@ def export(
             show_default="of the example inputs",
         ),
     ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=RESULT",
+            help="With --c: an input that the program remembers from run to run, and the result "
+            "that is its next value; may be repeated.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --c, of a language model: tokens that its state holds.",
+            show_default="all that the model takes",
+        ),
+    ] = None,
     batch: options.Batch = None,
     seq: options.Seq = None,
     shape: options.Shape = None,
@@ -62,14 +78,16 @@ def export(
     """Write MODEL, which may be a compiled .sparsify file, as an ONNX file or a folder of C."""
     if onnx == as_c:
         raise ValueError("say what to write: --onnx or --c")
-    of_c = {"--target": target, "--name": name, "--largest": largest}
+    of_c = {"--target": target, "--name": name, "--largest": largest, "--state": state}
+    of_c["--max-tokens"] = max_tokens
     of_onnx = {"--standard": standard, "--entry": entry, "--json": as_json}
     for option, value in (of_onnx if as_c else of_c).items():
         if value:
             raise ValueError(f"{option} applies to {'--onnx' if as_c else '--c'} only")
     source = Source(model, batch, seq, OnnxOptions.of(shape, constant))
     if as_c:
-        _write_c(source, output, target, name or "model", largest or ())
+        shapes, pairs = dict(map(_shape, largest or ())), dict(map(_pair, state or ()))
+        _write_c(source, output, target, name or "model", shapes, pairs, max_tokens)
         return
     summary = _write_onnx(source, output, standard, entry)
     if as_json:
@@ -81,7 +99,7 @@ def export(
 def _write_onnx(source: Source, output: Path, standard: bool, entry: str | None) -> Any:
     """A compiled model shows its target's decisions; another needs no kernels to be written."""
     if source.is_compiled:
-        compiled = source.compiled()
+        compiled = source.compiled
         chosen = {} if entry is None else {"entry": entry}
         with step(f"writing {output}"), quiet():
             return compiled.export_onnx(output, standard=standard, **chosen)
@@ -99,20 +117,36 @@ def _write_onnx(source: Source, output: Path, standard: bool, entry: str | None)
 
 
 def _write_c(
-    source: Source, output: Path, target: str | None, name: str, largest: Iterable[str]
+    source: Source,
+    output: Path,
+    target: str | None,
+    name: str,
+    largest: Mapping[str, Sequence[int]],
+    state: Mapping[str, str],
+    max_tokens: int | None,
 ) -> None:
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output}: is a file; name a folder to write into")
-    shapes = dict(map(_shape, largest))
-    compiled = source.compiled()
-    if not hasattr(compiled, "export_c"):
-        raise ValueError(
-            f"{source.text} is a language model, whose cache exported C cannot hold; export a "
-            "module that takes all tokens at once, by module:factory"
-        )
+    chosen: dict[str, Any] = {"largest": largest, "state": state}
+    if source.generates:
+        if largest or state:
+            raise ValueError(
+                f"{source.text} is a language model, whose state is its cache; say --max-tokens "
+                "instead of --largest and --state"
+            )
+        chosen = {"max_tokens": max_tokens}
+    elif max_tokens is not None:
+        raise ValueError(f"{source.text}: --max-tokens is for language models that generate")
     with step(f"writing {output}"), quiet():
-        compiled.export_c(output, target=target, name=name, largest=shapes)
+        source.export_c(output, target=target, name=name, **chosen)
     note(f"build it: cmake -S {output} -B {output}/build && cmake --build {output}/build")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, result = text.rpartition("=")
+    if not (name and equals and result):
+        raise ValueError(f"--state {text!r}: write it as INPUT=RESULT, such as h=next_h")
+    return name, result
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

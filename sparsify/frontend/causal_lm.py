@@ -20,6 +20,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from sparsify.frontend.checks import check_weights
+from sparsify.frontend.mixtures import mixtures
 from sparsify.frontend.normalise import normalise
 from sparsify.frontend.torch import evaluation, first_line, place
 from sparsify.frontend.windows import check_windows
@@ -77,7 +78,7 @@ def capture_causal_lm(model: torch.nn.Module) -> dict[str, ExportedProgram]:
     with torch.no_grad(), evaluation(model):
         reference = _Reference.of(model)
         shape = reference.shape
-        with paged_attention(model):
+        with paged_attention(model), mixtures(model):
             captured = {entry: _export(model, entry, shape) for entry in ENTRIES}
         for exported in captured.values():
             check_windows(model, exported)

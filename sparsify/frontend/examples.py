@@ -187,6 +187,7 @@ def serve_size_one(
     The bound 2 only says that the export assumed the size to differ from 1. The assumption does
     no harm unless Python code of the model branched on it. So the graph is run with each such dim
     at 1, then with all that passed, and compared with the model; where they differ, it keeps 2.
+    Other dims are at their least, or, where that does not run, as in the examples.
     Without a model (a program exported by the user) the graph itself is the meaning: it must run.
     """
     ranges = exported.range_constraints
@@ -207,9 +208,20 @@ def serve_size_one(
     if not unit:
         return exported
 
+    own = {
+        size.node.expr: x.shape[d]
+        for path, x in examples.tensors()
+        for d, size in enumerate(nodes[path].meta["val"].shape)
+        if isinstance(size, torch.SymInt) and size.node.expr in floor
+    }
+
     def agrees(at_one: list[Any]) -> bool | None:
+        found = agrees_beside(floor, at_one)
+        return agrees_beside({**floor, **own}, at_one) if found is None else found
+
+    def agrees_beside(others: dict[Any, int], at_one: list[Any]) -> bool | None:
         """None: the model itself does not run at these sizes."""
-        values = {**floor, **dict.fromkeys(at_one, 1)}
+        values = {**others, **dict.fromkeys(at_one, 1)}
 
         def narrow(path: Any, x: torch.Tensor) -> torch.Tensor:
             for d, size in enumerate(nodes[path].meta["val"].shape):

@@ -28,6 +28,7 @@ from sparsify.frontend.examples import (
     serve_size_one,
     widenable,
 )
+from sparsify.frontend.mixtures import mixtures
 from sparsify.frontend.normalise import normalise
 from sparsify.frontend.ties import tie_indexed_sizes
 from sparsify.program import ProgramSet
@@ -81,7 +82,7 @@ def capture(
     examples = Examples.parse(example_inputs)
     check_weights(dict(model.named_parameters()), dict(model.named_buffers()))
     _check_arguments(model, examples)
-    with evaluation(model):
+    with evaluation(model), mixtures(model):
         if isinstance(dynamic_shapes, str):
             if dynamic_shapes != "auto":
                 raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from sparsify.artefact.container import ArtefactError, check_fields
 from sparsify.compiled import CompiledModel
 from sparsify.entry import Entry
-from sparsify.generation.paged_cache import PagedCache
+from sparsify.generation.paged_cache import CHUNK_TOKENS, PagedCache, largest_shapes
 from sparsify.generation.prompts import Prompts
 from sparsify.generation.sampling import Sampling
 from sparsify.layouts import FEW_TOKENS
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 PREFILL, DECODE = "prefill", "decode"
 """Names of the two entry programs: many tokens of each sequence, and one."""
-
-_CHUNK_TOKENS = 512
-"""Most tokens of one call of prefill, all rows together: more fall out of the second-level cache
-between one operator and the next, fewer read the weights too often."""
 
 _ROWS = FEW_TOKENS
 """Most rows of one call of a program; larger batches take several."""
@@ -107,7 +103,8 @@ class CompiledCausalLM:
         self._model = model
         self.settings = settings
         self._entries = {name: model.entry(name) for name in (PREFILL, DECODE)}
-        self._shape = cache_shape(model)
+        taken = {wanted.name: wanted.shape for wanted in model.entry(DECODE).inputs}
+        self._shape = cache_shape(taken["keys"])
         self._beside = {name: kept_beside(entry) for name, entry in self._entries.items()}
 
     @property
@@ -140,20 +137,51 @@ class CompiledCausalLM:
         """
         return self._model.export_onnx(path, standard=standard, entry=entry)
 
+    def export_c(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        target: str | None = None,
+        name: str = "model",
+        batch: int = 1,
+        max_tokens: int | None = None,
+        chunk: int = CHUNK_TOKENS,
+    ) -> None:
+        """Writes both programs as C; see `CompiledModel.export_c`.
+
+        ``model_run_prefill`` and ``model_run_decode`` take token ids, ``pages``, ``starts`` and
+        ``counts`` as `sparsify.ops.kv_append` does, and share a state, ``keys`` and ``values``.
+
+        Args:
+            batch: sequences that the state holds.
+            max_tokens: of each; None for all that the model takes.
+            chunk: most tokens of one call of prefill, all rows together.
+
+        Raises:
+            ValueError: as there, or no sequence, or too many or no tokens.
+        """
+        most = self._tokens(max_tokens)
+        largest = largest_shapes(self._shape, batch, most, chunk, self._kept_beside())
+        self._model.export_c(directory, target=target, name=name, largest=largest)
+
     def new_cache(self, batch: int = 1, max_tokens: int | None = None) -> PagedCache:
         """An empty cache; ``max_tokens`` of a sequence are by default all that the model takes.
 
         Raises:
             ValueError: no sequence, or fewer or more tokens than there can be.
         """
+        return PagedCache(self._shape, batch, self._tokens(max_tokens), self._kept_beside())
+
+    def _kept_beside(self) -> dict[str, tuple[int, ...]]:
+        return {name: page for kept in self._beside.values() for name, page in kept.items()}
+
+    def _tokens(self, max_tokens: int | None) -> int:
         most = self.settings.max_positions
-        max_tokens = most if max_tokens is None else max_tokens
-        if max_tokens > most:
+        if max_tokens is not None and max_tokens > most:
             raise ValueError(
                 f"max_tokens={max_tokens} is more than the {most} positions of the model"
             )
-        beside = {name: page for kept in self._beside.values() for name, page in kept.items()}
-        return PagedCache(self._shape, batch, max_tokens, beside)
+        return most if max_tokens is None else max_tokens
 
     def __call__(
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor | None = None
@@ -198,7 +226,7 @@ class CompiledCausalLM:
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
         batch, length = input_ids.shape
-        chunks = -(-length // (_CHUNK_TOKENS // min(batch, _ROWS)))
+        chunks = -(-length // (CHUNK_TOKENS // min(batch, _ROWS)))
         bounds = [length * i // chunks for i in range(chunks + 1)]
         logits = self._append(input_ids[:, : bounds[1]], cache, counts.clamp(max=bounds[1]))
         for begin, end in pairwise(bounds[1:]):
@@ -350,10 +378,9 @@ class CompiledCausalLM:
         )
 
 
-def cache_shape(model: CompiledModel) -> CacheShape:
-    """What a model's programs say of the cache that they take."""
-    keys = next(wanted for wanted in model.entry(DECODE).inputs if wanted.name == "keys")
-    layers, _, kv_heads, head_dim, _ = keys.shape
+def cache_shape(keys: Sequence[Any]) -> CacheShape:
+    """What the shape of the keys that a model's programs take says of its cache."""
+    layers, _, kv_heads, head_dim, _ = keys
     return CacheShape(int(layers), int(kv_heads), int(head_dim))
 
 

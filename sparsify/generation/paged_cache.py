@@ -16,10 +16,16 @@ from collections.abc import Mapping
 
 import torch
 
+from sparsify.layouts import FEW_TOKENS
 from sparsify.ops import PAGE, CacheShape
 
 _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """MAP_NORESERVE: address space only, of which any amount may be asked for."""
+
+
+CHUNK_TOKENS = 512
+"""Most tokens of one call of prefill, all rows together: more fall out of the second-level cache
+between one operator and the next, fewer read the weights too often."""
 
 
 class CacheFull(MemoryError):
@@ -99,6 +105,38 @@ class PagedCache:
         self._held[row] = 0
         self.lengths = self.lengths.clone()
         self.lengths[row] = 0
+
+
+def largest_shapes(
+    shape: CacheShape,
+    batch: int,
+    max_tokens: int,
+    chunk: int,
+    beside: Mapping[str, tuple[int, ...]] = {},
+) -> dict[str, tuple[int, ...]]:
+    """The largest shapes of what the programs of a language model take, by name.
+
+    Args:
+        batch, max_tokens: sequences, and tokens of each, that the cache holds.
+        chunk: most tokens of one call of prefill, all rows together.
+        beside: as `PagedCache` takes it.
+
+    Raises:
+        ValueError: more sequences than the programs take rows, or a size that holds nothing.
+    """
+    if not 1 <= batch <= FEW_TOKENS:
+        raise ValueError(f"a batch of {batch} sequences; the programs take 1 to {FEW_TOKENS}")
+    if max_tokens < 1 or chunk < batch:
+        raise ValueError(
+            f"{max_tokens} tokens a sequence and {chunk} a call; each of {batch} sequences needs "
+            "at least one"
+        )
+    width = -(-max_tokens // PAGE)
+    keys, values = shape.of_pages(batch * width)
+    rows = dict.fromkeys(("starts", "counts"), (batch,))
+    state = {"keys": keys, "values": values}
+    state |= {name: (shape.layers, batch * width, *page) for name, page in beside.items()}
+    return {"input_ids": (batch, chunk // batch), "pages": (batch, width), **rows, **state}
 
 
 def _reserved(shape: tuple[int, ...]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from sparsify.layouts.base import (
 from sparsify.layouts.bitmap import Bitmap
 from sparsify.layouts.csr import Csr
 from sparsify.layouts.dense import Dense, PackedDense
+from sparsify.layouts.dense_columns import DenseColumns
 from sparsify.layouts.sell import Sell
 from sparsify.layouts.stack import Stack
 from sparsify.layouts.stats import WeightStats
@@ -23,6 +24,7 @@ __all__ = [
     "Bitmap",
     "Csr",
     "Dense",
+    "DenseColumns",
     "Form",
     "Layout",
     "PackedDense",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sparsify.layouts.base import Layout, register, require_matrix
-from sparsify.layouts.stats import WeightStats, exact_in_bfloat16
+from sparsify.layouts.stats import INEXACT_IN_BFLOAT16, WeightStats, exact_in_bfloat16
 
 _TAIL = 32
 """Zero values past the end, so that a vector load of the last word stays inside the tensor."""
@@ -63,7 +63,7 @@ class Bitmap(Layout):
     def pack(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         weight = require_matrix(weight)
         if self.value_bits == 16 and not exact_in_bfloat16(weight):
-            raise ValueError(f"{self.spec}: {_INEXACT}")
+            raise ValueError(f"{self.spec}: {INEXACT_IN_BFLOAT16}")
         out_features, in_features = weight.shape
         groups, words = self.groups(out_features), self.words(in_features)
         right, down = words * self.word - in_features, groups * self.rows - out_features
@@ -128,7 +128,7 @@ class Bitmap(Layout):
         if stats.nnz > torch.iinfo(torch.int32).max:
             return f"{stats.nnz} nonzeros do not fit 32-bit offsets"
         if self.value_bits == 16 and not stats.bf16_exact:
-            return _INEXACT
+            return INEXACT_IN_BFLOAT16
         return None
 
     @property
@@ -155,9 +155,3 @@ class Bitmap(Layout):
             ordered = ordered.reshape(groups, words, rows, 16, 2).swapaxes(3, 4)
         ordered = ordered.reshape(groups, words, rows, word).transpose(0, 2, 1, 3)
         return ordered.reshape(groups * rows, words * word)
-
-
-_INEXACT = (
-    "not all values are exact in bfloat16, and layouts lose nothing; store fp32 values "
-    "(value_bits=32), or round the model first with RoundWeights('bfloat16')"
-)

@@ -54,6 +54,12 @@ class WeightStats:
         )
 
 
+INEXACT_IN_BFLOAT16 = (
+    "not all values are exact in bfloat16, and layouts lose nothing; store fp32 values "
+    "(value_bits=32), or round the model first with RoundWeights('bfloat16')"
+)
+
+
 def exact_in_bfloat16(weight: torch.Tensor) -> bool:
     """Whether the lower half of every fp32 element is zero; false for other types."""
     if weight.dtype != torch.float32:

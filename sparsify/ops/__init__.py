@@ -10,6 +10,7 @@ from sparsify.ops.kv_cache import PAGE, CacheShape, kv_append, paged_attention, 
 from sparsify.ops.lanes import expected_tokens, from_lanes, to_lanes
 from sparsify.ops.library import OPERATORS, Operator
 from sparsify.ops.linear import ACTIVATIONS, sparse_linear
+from sparsify.ops.list_blocks import list_blocks
 from sparsify.ops.norm import fused_norm
 from sparsify.ops.page_selection import page_bounds, select_pages
 from sparsify.ops.rotary import rotary
@@ -38,6 +39,7 @@ __all__ = [
     "gated",
     "gated_linear",
     "kv_append",
+    "list_blocks",
     "page_bounds",
     "paged_attention",
     "rotary",

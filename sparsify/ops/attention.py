@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsify.band import Band
-from sparsify.block_mask import FULL, PARTIAL, block_kinds, check_block, spread_kinds
+from sparsify.block_mask import FULL, HIDDEN, PARTIAL, block_kinds, check_block, spread_kinds
 from sparsify.ops.lanes import from_lanes, lane_groups, to_lanes, token_count
 from sparsify.ops.library import declare
 
@@ -86,7 +86,7 @@ def fused_attention(
         return split.joined(y)
     y = torch.empty_like(split.query)
     for batch, head, own in split.each(mask):
-        y[batch, head] = _capped(*(x[batch, head] for x in split.parts), own, scale, softcap)
+        y[batch, head] = _head(split.of(batch, head), own, scale, softcap)
     return split.joined(y)
 
 
@@ -176,13 +176,14 @@ def block_attention(
     mask = visible if mask is None else _both(mask, visible)
     y = torch.empty_like(split.query)
     for batch, head, own in split.each(mask):
+        assert own is not None
         listed = kinds[batch * kinds.shape[0] // y.shape[0], head * kinds.shape[1] // heads]
         kind = spread_kinds(listed, (block[0], block[1]), lengths)
         if own.dtype == torch.bool:
             seen = (kind == FULL) | ((kind == PARTIAL) & own)
         else:
-            seen = own.masked_fill(kind == FULL, 0.0).masked_fill(kind == 0, float("-inf"))
-        y[batch, head] = _capped(*(x[batch, head] for x in split.parts), seen, scale, softcap)
+            seen = own.masked_fill(kind == FULL, 0.0).masked_fill(kind == HIDDEN, float("-inf"))
+        y[batch, head] = _head(split.of(batch, head), seen, scale, softcap)
     return split.joined(y)
 
 
@@ -215,9 +216,8 @@ class _Split:
         self.key = split(key, offsets[1], kv_heads).repeat_interleave(heads // kv_heads, 1)
         self.value = split(value, offsets[2], kv_heads).repeat_interleave(heads // kv_heads, 1)
 
-    @property
-    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.query, self.key, self.value
+    def of(self, batch: int, head: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query[batch, head], self.key[batch, head], self.value[batch, head]
 
     @property
     def positions(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,15 +237,14 @@ class _Split:
         return to_lanes.reference(rows) if self._lanes else rows
 
 
-def _capped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+def _head(
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     mask: torch.Tensor | None,
     scale: float,
     softcap: float,
 ) -> torch.Tensor:
     """One head's attention."""
+    query, key, value = parts
     scores = query @ key.mT * scale
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap

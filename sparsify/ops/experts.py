@@ -107,7 +107,8 @@ def experts(
         x: ``[..., in_features]``.
         experts: int32 ``[tokens, slots]``; -1: the slot is not used.
         weights: ``[tokens, slots]``.
-        up, down: the tensors of `ExpertsShape.up` and `ExpertsShape.down` in their layouts.
+        up, down: the tensors of `ExpertsShape.up` and `ExpertsShape.down` in their layouts; plain
+            ones may be ``[count, rows, columns]``, and are so in programs.
         bias: none, or up's ``[count, rows]`` and down's ``[count, out_features]``.
 
     Returns:

@@ -22,6 +22,9 @@ LAYERS = (
     nn.ConvTranspose3d,
 )
 
+EXPERTS = ("gate_up_proj", "up_proj", "down_proj")
+"""Parameters that hold the matrices of all experts of a mixture, one for each."""
+
 _ATEN = torch.ops.aten
 _OPERATORS = (
     _ATEN.linear,
@@ -57,7 +60,7 @@ class PrunableWeight:
 def prunable_weights(
     model: nn.Module | ExportedProgram, skip: Iterable[str] = ()
 ) -> list[PrunableWeight]:
-    """Weights of linear and convolution layers and of attention's input projections.
+    """Weights of linear and convolution layers, of attention's input projections and of experts.
 
     A weight shared with an embedding is an embedding, which is never pruned.
 
@@ -116,6 +119,11 @@ def _of_module(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 if getattr(module, part) is not None:
                     _refuse_computed(name, module, part)
                     yield f"{name}.{part}".lstrip("."), getattr(module, part)
+        else:
+            for part in EXPERTS:
+                matrices = module._parameters.get(part)
+                if matrices is not None and matrices.dim() == 3:
+                    yield f"{name}.{part}".lstrip("."), matrices
 
 
 def _embeddings_of_module(model: nn.Module) -> list[torch.Tensor]:

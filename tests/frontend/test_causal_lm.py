@@ -16,7 +16,7 @@ from sparsify.ops import CacheShape
 from sparsify.rewriter import share_weights
 from sparsify.verification import verify
 
-OFTEN, SLOW = ["llama", "gemma3", "gemma2"], ["mistral", "qwen2", "qwen3"]
+OFTEN, SLOW = ["llama", "gemma3", "gemma2", "mixtral"], ["mistral", "qwen2", "qwen3"]
 FAMILIES = [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 SHAPES = {name: CacheShape(3 if name == "gemma3" else 2, 2, 6) for name in (*OFTEN, *SLOW)}
 
@@ -114,6 +114,11 @@ def test_a_failing_export_leaves_the_model_as_it_was(tiny_lm, monkeypatch):
     assert model.config._attn_implementation == "sdpa" and not model.lm_head._forward_pre_hooks
 
 
+class Branching(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x if bool(x.sum() > 0) else x
+
+
 def refused(name, tiny_lm):
     import transformers as hf
 
@@ -130,10 +135,10 @@ def refused(name, tiny_lm):
         return hf.T5ForConditionalGeneration(config)
     if name == "mamba":
         return hf.MambaForCausalLM(hf.MambaConfig(**small, state_size=4))
-    if name == "experts":
-        return hf.MixtralForCausalLM(
-            hf.MixtralConfig(**sizes, num_local_experts=4, experts_implementation="eager")
-        )
+    if name == "branches":
+        model = tiny_lm.MODELS["llama"]()
+        model.model.layers[0].mlp = Branching()
+        return model
     if name == "window in the mask":
         config = hf.Qwen2MoeConfig(
             **{k: v for k, v in sizes.items() if k != "head_dim"},
@@ -158,7 +163,7 @@ def refused(name, tiny_lm):
         ("headless", ValueError, r"LlamaModel has no language-model head.*AutoModelForCausalLM"),
         ("encoder-decoder", ValueError, r"T5ForConditionalGeneration is an encoder-decoder"),
         ("mamba", ValueError, r"MambaForCausalLM .*recurrent"),
-        ("experts", ValueError, r"MixtralForCausalLM cannot be exported.*must not branch"),
+        ("branches", ValueError, r"LlamaForCausalLM cannot be exported.*must not branch"),
         (
             "window in the mask",
             ValueError,

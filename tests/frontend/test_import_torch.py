@@ -88,6 +88,20 @@ def test_unit_dim_that_broadcasts_is_not_specialised_to_its_widened_size():
     close(program.run(x, scale), x * scale)
 
 
+def test_a_batch_of_one_is_served_although_other_sizes_are_bound():
+    """At their least, 2, the other sizes do not run; as in the examples they do."""
+
+    class Halves(torch.nn.Module):
+        def forward(self, x):
+            return torch.stack([x[:, ::2], x[:, ::8].repeat_interleave(4, 1)])
+
+    dims = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+    exported = torch.export.export(Halves(), (torch.randn(2, 16),), dynamic_shapes=dims)
+    program = import_torch(exported)["forward"]
+    batch = program.user_inputs()[0].meta["val"].shape[0].node.expr
+    assert int(program.exported.range_constraints[batch].lower) == 1
+
+
 def test_bound_stays_where_python_branched_on_size_one():
     class Branch(nn.Module):
         def forward(self, x):

@@ -74,7 +74,7 @@ def test_long_prompts_run_in_chunks(
     _, compiled = both
     prompts = tiny_lm.prompts(61, (50, 3, 20))
     whole = compiled.generate(prompts, max_new_tokens=4)
-    monkeypatch.setattr("sparsify.generation.causal_lm._CHUNK_TOKENS", 36)
+    monkeypatch.setattr("sparsify.generation.causal_lm.CHUNK_TOKENS", 36)
     assert torch.equal(compiled.generate(prompts, max_new_tokens=4), whole)
 
 
@@ -211,7 +211,7 @@ def test_a_prompt_that_fails_half_way_leaves_the_cache_as_it_was(
     llama: Any, tiny_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, compiled = llama
-    monkeypatch.setattr("sparsify.generation.causal_lm._CHUNK_TOKENS", 8)
+    monkeypatch.setattr("sparsify.generation.causal_lm.CHUNK_TOKENS", 8)
     (prompt,) = tiny_lm.prompts(61, [30])
     wrong = prompt.clone()
     wrong[20] = 61

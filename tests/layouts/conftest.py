@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from sparsify.layouts import Bitmap, Csr, Dense, Layout, PackedDense, Sell
+from sparsify.layouts import Bitmap, Csr, Dense, DenseColumns, Layout, PackedDense, Sell
 
 LAYOUTS = [
     Bitmap(),
@@ -15,6 +15,9 @@ LAYOUTS = [
     Bitmap(rows=8, value_bits=16),
     Csr(),
     Dense(),
+    DenseColumns(),
+    DenseColumns(rows=32),
+    DenseColumns(rows=64, value_bits=16),
     PackedDense(),
     PackedDense(rows=1),
     PackedDense(rows=16),

@@ -22,6 +22,7 @@ Kernel *const layer_norm_kernel, *const rms_norm_kernel, *const rotary_kernel;
 Kernel *const gated_kernels[ACTIVATIONS], *const attention_kernels[3], *const mask_kernels[2];
 Kernel *const to_lanes_kernel, *const from_lanes_kernel;
 Kernel *const sell_rows_kernel, *const dense_rows_kernel;
+Kernel *const columns_kernel, *const gated_rows_kernel;
 Kernel *const finish_rows_kernels[ACTIVATIONS];
 const TileCosts few_costs, many_costs;
 const RowCosts row_costs;

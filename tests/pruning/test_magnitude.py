@@ -201,3 +201,17 @@ def test_the_report_counts_before_and_after() -> None:
         "zeros_after": 144,
         "sparsity": 0.75,
     }
+
+
+def test_experts_are_pruned_as_one_weight() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_up_proj = nn.Parameter(torch.randn(4, 6, 5))
+            self.down_proj = nn.Parameter(torch.randn(4, 5, 3))
+            self.scale = nn.Parameter(torch.randn(4, 5, 3))
+
+    model = nn.ModuleDict({"experts": Experts()})
+    Unstructured(0.5).apply(model)
+    zeros = {name: int((p == 0).sum()) for name, p in model.named_parameters()}
+    assert zeros == {"experts.gate_up_proj": 60, "experts.down_proj": 30, "experts.scale": 0}

@@ -9,11 +9,13 @@ main.c  CMakeLists.txt    a program that runs the model on .npy files
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ import tvm
 from sparsify.codegen.build import kernel_passes
 from sparsify.codegen.emit.c.arena import ALIGNMENT, Bounds, aligned, plan
 from sparsify.codegen.emit.c.scratch import scratch_bytes
+from sparsify.codegen.emit.c.state import StateLayout
 from sparsify.codegen.emit.c.straight import ExportError, StraightCode, straighten
 from sparsify.codegen.emit.c.tables import Tables, Tabulator
-from sparsify.codegen.emit.objects import compile_object
+from sparsify.codegen.emit.objects import compile_object, entry_symbol
 from sparsify.codegen.lower import lower
 from sparsify.codegen.target import Target
 from sparsify.program import Program
@@ -40,6 +43,11 @@ _TOOLCHAINS = {
 }
 
 
+_ADDRESSED = {"armv7l": 2**31, "wasm32": 2**31}
+"""Bytes that a program can have in one piece, by machine; others are bound by the tables."""
+_LARGEST_OFFSET = ALIGNMENT * 2**32
+
+
 @dataclass(frozen=True)
 class ExportedEntry:
     """An entry to export.
@@ -48,25 +56,28 @@ class ExportedEntry:
         program: specialised, to be compiled in one piece.
         inputs, outputs: places in the program by C name, in the order of the C functions.
         ranges: least and most value of each size that inputs bring, by its symbol's name.
+        state: by C name the place of an input that outlives a run, and that of the output which is
+            its next value, or None where kernels change it in place.
     """
 
     program: Program
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
     ranges: Mapping[str, tuple[int, int]]
+    state: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
 
 
 def write_archive(
     folder: Path, entries: Mapping[str, ExportedEntry], target: Target, *, name: str, about: str
 ) -> None:
-    """Writes the folder's files; each is complete or as it was before.
+    """Writes the folder's files; all of them, or, after an error, none.
 
     Args:
         name: begins the names of files and symbols; a C identifier.
         about: the model in a few words, for the header.
 
     Raises:
-        ExportError: a program needs what C cannot give it.
+        ExportError: a program needs what C cannot give it, or more memory than the target has.
         ObjectError, UnknownTarget: see `compile_object`.
     """
     programs = {f"{name}_{entry}": each.program for entry, each in entries.items()}
@@ -74,23 +85,19 @@ def write_archive(
         module = tvm.transform.Sequential(kernel_passes(target))(lower(programs, target))
     codes = {entry: straighten(module, f"{name}_{entry}") for entry in entries}
     for entry, each in entries.items():
-        codes[entry].arrange(tuple(each.inputs.values()), tuple(each.outputs.values()))
+        codes[entry].arrange(
+            tuple(each.inputs.values()), tuple(each.outputs.values()), tuple(each.state.values())
+        )
     weights = _Weights()
     places = {entry: weights.add(codes[entry], each.program) for entry, each in entries.items()}
+    state = StateLayout()
     kernels = dict.fromkeys(kernel for code in codes.values() for kernel in code.kernels())
     symbols = {kernel: f"{name}_{kernel}" for kernel in kernels}
-    folder.mkdir(parents=True, exist_ok=True)
-    made = compile_object(
-        {symbol: module[kernel] for kernel, symbol in symbols.items()},
-        target,
-        folder / f"{name}_kernels.o",
-    )
-    called = {kernel: made.entries[symbol] for kernel, symbol in symbols.items()}
+    called = {kernel: entry_symbol(symbol) for kernel, symbol in symbols.items()}
     sources = [
-        _source(entry, each, codes[entry], places[entry], module, called)
+        _source(entry, each, codes[entry], places[entry], state, module, called)
         for entry, each in entries.items()
     ]
-    weights.write(folder / f"{name}.weights")
     facts = {
         "name": name,
         "NAME": name.upper(),
@@ -103,10 +110,50 @@ def write_archive(
         "kernels": sorted(called.values()),
         "identity": list(weights.identity()),
         "weights_bytes": weights.nbytes,
+        "state": list(state.tensors.values()),
+        "state_bytes": state.nbytes,
         "workspace_bytes": max(entry.workspace_bytes for entry in sources),
         "scratch_bytes": max(ALIGNMENT, *(entry.scratch_bytes for entry in sources)),
     }
-    _write_sources(folder, name, facts)
+    _check_memory(target, sources, weights.nbytes, state.nbytes)
+    functions = {symbol: module[kernel] for kernel, symbol in symbols.items()}
+    with _filled(folder) as made:
+        compile_object(functions, target, made / f"{name}_kernels.o")
+        weights.write(made / f"{name}.weights")
+        _write_sources(made, name, facts)
+
+
+@contextlib.contextmanager
+def _filled(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose files are moved to ``folder`` when all have been written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
+        yield Path(made)
+        folder.mkdir(exist_ok=True)
+        for file in sorted(Path(made).iterdir()):
+            os.replace(file, folder / file.name)
+
+
+def _check_memory(target: Target, sources: Sequence[_Source], weights: int, state: int) -> None:
+    """Refuses what the target's addresses cannot reach."""
+    limit = _ADDRESSED.get(target.machine, _LARGEST_OFFSET)
+    for source in sources:
+        tensors = (*source.tables.inputs, *source.tables.outputs)
+        parts = {
+            "intermediate results": source.workspace_bytes,
+            "inputs and outputs": sum(spec.nbytes for spec in tensors),
+            "the state": state,
+            "the weights": weights,
+        }
+        if sum(parts.values()) < limit:
+            continue
+        sizes = ", ".join(f"{symbol} = {most}" for symbol, _, most in source.ranges)
+        shown = ", ".join(f"{what} {nbytes / 2**20:,.0f} MiB" for what, nbytes in parts.items())
+        raise ExportError(
+            f"entry {source.name!r} takes more than the {limit / 2**30:g} GiB that programs for "
+            f"{target.name!r} can use, with {sizes or 'its sizes'}: {shown}; give smaller largest "
+            "shapes, by largest={...} or --largest"
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +170,7 @@ class _Source:
     ranges: tuple[tuple[str, int, int], ...]
     workspace_bytes: int
     scratch_bytes: int
+    state_bytes: int
 
 
 def _source(
@@ -130,6 +178,7 @@ def _source(
     each: ExportedEntry,
     code: StraightCode,
     offsets: Sequence[int],
+    state: StateLayout,
     module: tvm.IRModule,
     called: Mapping[str, str],
 ) -> _Source:
@@ -137,7 +186,8 @@ def _source(
     arena = plan(code, bounds)
     least = {symbol: least for symbol, (least, _) in each.ranges.items()}
     names = tuple(each.inputs), tuple(each.outputs)
-    tables = Tabulator(code, bounds, arena, offsets).tables(*names, least)
+    held = state.add(code, tuple(each.state), bounds)
+    tables = Tabulator(code, bounds, arena, offsets, held).tables(*names, least)
     return _Source(
         entry,
         tables,
@@ -145,6 +195,7 @@ def _source(
         tuple((symbol, *each.ranges[symbol]) for symbol in code.symbols()),
         arena.nbytes,
         scratch_bytes(module, code, bounds),
+        state.nbytes if held else 0,
     )
 
 
@@ -188,7 +239,7 @@ class _Weights:
         return b"sparsify".ljust(ALIGNMENT - 32, b"\0") + total.digest()
 
     def write(self, path: Path) -> None:
-        _replace(path, b"".join((self.identity(), *self._parts())))
+        path.write_bytes(b"".join((self.identity(), *self._parts())))
 
 
 def _write_sources(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
@@ -204,18 +255,9 @@ def _write_sources(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
         if template == "model_weights.S.j2" and not facts["elf"]:
             continue
         file = template.removesuffix(".j2").replace("model", name)
-        _replace(folder / file, templates.get_template(template).render(facts).encode())
+        (folder / file).write_bytes(templates.get_template(template).render(facts).encode())
     for source in (*sorted((_HERE / "runtime").iterdir()), _POOL / "pool.c", _POOL / "wait.h"):
         shutil.copyfile(source, folder / source.name)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 __all__ = ["ExportError", "ExportedEntry", "write_archive"]

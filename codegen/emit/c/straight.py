@@ -9,7 +9,7 @@ Sizes stay symbols: the kernels take them at run time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from tvm.ir import GenericConst
 Extent = Any
 """A size: a TIR expression over the entry's symbols."""
 
-Where = Literal["input", "output", "weight", "arena"]
+Where = Literal["input", "output", "weight", "state", "arena"]
 
 
 class ExportError(ValueError):
@@ -30,7 +30,7 @@ class ExportError(ValueError):
 
 @dataclass(eq=False)
 class Storage:
-    """Memory of one tensor: the caller's, a weight's, or a part of the arena.
+    """Memory of one tensor: the caller's, a weight's, or a part of the state or the arena.
 
     Attributes:
         index: position among the places of this kind.
@@ -67,6 +67,7 @@ class StraightCode:
     Attributes:
         name: the entry's.
         inputs, weights, outputs: in the order of the program.
+        state: what outlives a run, see `arrange`.
         constants: values of weights past those of the program: what TVM folded.
         calls: in order.
     """
@@ -75,21 +76,55 @@ class StraightCode:
     inputs: list[View] = field(default_factory=list)
     weights: list[View] = field(default_factory=list)
     outputs: list[View] = field(default_factory=list)
+    state: list[View] = field(default_factory=list)
     constants: list[np.ndarray] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
 
     def symbols(self) -> dict[str, tirx.Var]:
-        """The sizes that inputs bring, by name."""
-        extents = [extent for view in self.inputs for extent in view.shape]
+        """The sizes that inputs and state bring, by name."""
+        extents = [extent for view in (*self.inputs, *self.state) for extent in view.shape]
         return {extent.name: extent for extent in extents if isinstance(extent, tvm.ir.Var)}
 
-    def arrange(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Puts inputs and outputs in another order, given by their places in this one."""
-        self.inputs = [self.inputs[i] for i in inputs]
-        self.outputs = [self.outputs[i] for i in outputs]
+    def arrange(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        state: Sequence[tuple[int, int | None]] = (),
+    ) -> None:
+        """Puts inputs and outputs in another order, given by their places in this one.
+
+        Args:
+            state: inputs that become state, each with the output that is its next value, which a
+                last call copies there, or None where kernels change it in place.
+        """
+        given, made = self.inputs, self.outputs
+        self.inputs = [given[i] for i in inputs]
+        self.outputs = [made[i] for i in outputs]
+        self.state = [given[i] for i, _ in state]
+        free = 1 + max((s.index for s in self._storages() if s.where == "arena"), default=-1)
+        returned = {id(view.storage) for view in self.outputs}
+        for number, (_, after) in enumerate(state):
+            held = self.state[number]
+            held.storage.where, held.storage.index = "state", number
+            if after is None:
+                continue
+            value = made[after]
+            if (value.dtype, *map(str, value.shape)) != (held.dtype, *map(str, held.shape)):
+                raise ExportError(
+                    f"entry {self.name!r}: a state of {held.dtype} {list(held.shape)} cannot "
+                    f"become {value.dtype} {list(value.shape)}; its next value must be alike"
+                )
+            if id(value.storage) not in returned and value.storage.where == "output":
+                value.storage.where, value.storage.index = "arena", free
+                free += 1
+            self.calls.append(Call(None, (value, held)))
         for views in (self.inputs, self.outputs):
             for index, view in enumerate(views):
                 view.storage.index = index
+
+    def _storages(self) -> Iterator[Storage]:
+        for call in self.calls:
+            yield from (view.storage for view in call.operands if isinstance(view, View))
 
     def kernels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(call.kernel for call in self.calls if call.kernel))

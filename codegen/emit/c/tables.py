@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,14 @@ import tvm
 from tvm import tirx
 from tvm.ir.prim import expr as prim
 
-from sparsify.codegen.emit.c.arena import ALIGNMENT, Arena, Bounds
+from sparsify.codegen.emit.c.arena import ALIGNMENT, Arena, Bounds, item_bytes
 from sparsify.codegen.emit.c.straight import Call, ExportError, Extent, StraightCode, View
 
 MAX_DIMS, MAX_COMPUTED, MAX_OPERANDS, _SIZE = 6, 64, 32, 0x8000
 """Limits of sparsify.h and sparsify.c, and the mark of an operand that is a size."""
 
-_WHERE = {"input": "INPUT", "output": "OUTPUT", "weight": "WEIGHTS", "arena": "ARENA"}
+_WHERE = {"input": "INPUT", "output": "OUTPUT", "weight": "WEIGHTS", "state": "STATE",
+          "arena": "ARENA"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Spec:
     least: tuple[int, ...]
     most: tuple[int, ...]
     text: str
+
+    @property
+    def nbytes(self) -> int:
+        """At its largest."""
+        return item_bytes(self.dtype) * math.prod(self.most)
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,23 @@ class Tabulator:
 
     Args:
         weights: offset in bytes of each weight in the file.
+        state: offset in bytes of each tensor of the state in its block.
     """
 
     def __init__(
-        self, code: StraightCode, bounds: Bounds, arena: Arena, weights: Sequence[int]
+        self,
+        code: StraightCode,
+        bounds: Bounds,
+        arena: Arena,
+        weights: Sequence[int],
+        state: Sequence[int],
     ) -> None:
-        self.code, self.bounds, self.arena, self.weights = code, bounds, arena, weights
+        self.code, self.bounds, self.arena = code, bounds, arena
+        self._offsets: dict[str, Sequence[int] | Mapping[int, int]] = {
+            "weight": weights,
+            "state": state,
+            "arena": arena.offsets,
+        }
         self._computed: dict[str, int] = {}
         self._sizes, self._operands = _Pool(), _Pool()
         self._values: dict[str, int] = {}
@@ -127,6 +145,8 @@ class Tabulator:
             for dim, extent in enumerate(view.shape):
                 if isinstance(extent, tvm.ir.Var):
                     found.setdefault(extent.name, f"inputs[{index}].shape[{dim}]")
+        for name, symbol in self.code.symbols().items():  # what only the state has
+            found.setdefault(name, str(self.bounds.largest(symbol)))
         return tuple(found.items())
 
     def _call(self, call: Call) -> tuple[str | None, int, int]:
@@ -147,10 +167,8 @@ class Tabulator:
                 f"exported C takes {MAX_DIMS} at most"
             )
         where, index = view.storage.where, view.storage.index
-        if where == "weight":
-            index = self.weights[index] // ALIGNMENT
-        elif where == "arena":
-            index = self.arena.offsets[index] // ALIGNMENT
+        if where in self._offsets:
+            index = self._offsets[where][index] // ALIGNMENT
         shape = self._sizes.add(map(self._size, view.shape))
         text = (
             f"{{SPARSIFY_IN_{_WHERE[where]}, SPARSIFY_{view.dtype.upper()}, {len(view.shape)}, "

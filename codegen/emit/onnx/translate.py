@@ -26,6 +26,7 @@ from sparsify.ops.onnx import norm as norms
 from sparsify.ops.onnx import page_selection as selections
 from sparsify.ops.onnx import rotary as rotaries
 from sparsify.ops.onnx import route as routes
+from sparsify.ops.onnx.list_blocks import LIST_BLOCKS
 from sparsify.routers import parse as parse_router
 
 Translation = Callable[..., Any]
@@ -202,6 +203,10 @@ def _block_attention(
         skip=skip,
         **({"softcap": softcap} if softcap else {}),
     )
+
+
+def _list_blocks(marks: Any) -> Any:
+    return emit(LIST_BLOCKS, [marks])
 
 
 def _mask_kind(mask: Any) -> attentions.Mask:
@@ -382,6 +387,7 @@ _TRANSLATIONS: dict[str, Translation] = {
     "fused_norm": _fused_norm,
     "fused_attention": _fused_attention,
     "block_attention": _block_attention,
+    "list_blocks": _list_blocks,
     "rotary": _rotary,
     "gate": _gate,
     "gated": _gated,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.attention_mask import AttentionMask, MaskShape
 from sparsify.codegen.kernels.cpu.gated import Gated
+from sparsify.codegen.kernels.cpu.general.active import GeneralColumns, GeneralGatedRows
 from sparsify.codegen.kernels.cpu.general.attention import GeneralAttention, Mask
 from sparsify.codegen.kernels.cpu.general.dense import GeneralDense
 from sparsify.codegen.kernels.cpu.general.norm import GeneralNorm
@@ -24,6 +25,7 @@ from sparsify.codegen.kernels.cpu.linear import (
     dense_vectors,
     sell_vectors,
 )
+from sparsify.codegen.kernels.cpu.linear_columns import columns_widest
 from sparsify.codegen.kernels.cpu.linear_rows import DenseRowsKernels, SellRowsKernels
 from sparsify.codegen.kernels.cpu.rotary import Rotary
 from sparsify.codegen.operators.attention import query_vectors
@@ -98,6 +100,11 @@ def _few_tokens(table: Table, isa: Isa, sell_rows: int) -> None:
     table.define("Kernel *const finish_rows_kernels[ACTIVATIONS]", table.symbols(finish))
     table.define("Kernel *const sell_rows_kernel", table.symbol(GeneralSellRows(isa, sell_rows)))
     table.define("Kernel *const dense_rows_kernel", table.symbol(matrix))
+    rows = DenseRowsKernels()
+    columns = table.symbol(GeneralColumns(isa, columns_widest(isa)))
+    gated = table.symbol(GeneralGatedRows(isa, rows.rows, rows.widest))
+    table.define("Kernel *const columns_kernel", columns)
+    table.define("Kernel *const gated_rows_kernel", gated)
     table.define("const int64_t few_tokens", str(FEW_TOKENS))
     table.define("const int64_t dense_rows_unit", str(matrix.rows))
 

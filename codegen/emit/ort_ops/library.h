@@ -101,6 +101,7 @@ typedef struct {
   Storage storage;
   int activation; /* place among the activations */
   bool bias, residual, causal, listed, window, softcap; /* the last two: attributes */
+  bool active, gated; /* zeros among the inputs, or in a gate of the outputs, are skipped */
   MaskKind mask;
 } Operator;
 
@@ -127,6 +128,7 @@ typedef struct {
 } TiledKernels;
 extern const TiledKernels sell_kernels, dense_kernels;
 extern Kernel *const sell_rows_kernel, *const dense_rows_kernel;
+extern Kernel *const columns_kernel, *const gated_rows_kernel;
 extern Kernel *const finish_rows_kernels[ACTIVATIONS];
 extern Kernel *const layer_norm_kernel, *const rms_norm_kernel, *const rotary_kernel;
 extern Kernel *const gated_kernels[ACTIVATIONS];

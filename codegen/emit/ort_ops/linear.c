@@ -1,20 +1,9 @@
-/* Linear...: y = activation(x @ W.T + bias) + residual. */
+/* Linear..., ActiveLinear...: y = activation(x @ W.T + bias) + residual; GatedLinear...: times a
+ * gate. */
 
-#include <pthread.h>
 #include <string.h>
 
-#include "weight.h"
-
-typedef struct {
-  const Operator *op;
-  const OrtApi *api;
-  int64_t rows, columns;
-  bool constant; /* whether the weight was packed when the kernel was made */
-  Weight weight;
-  float *bias; /* aligned; zeros where there is none */
-  pthread_mutex_t mutex;
-  Matrix matrix; /* made by the first call of few tokens that reads no SELL */
-} Linear;
+#include "linear.h"
 
 static size_t weight_inputs(Storage storage) {
   return storage == CSR ? 3 : storage == BITMAP ? 2 : 1;
@@ -126,7 +115,7 @@ static OrtStatus *weight_of(const Linear *linear, OrtKernelContext *context, Ten
   return NULL;
 }
 
-static OrtStatus *find_matrix(Linear *linear, OrtKernelContext *context, Matrix *found) {
+OrtStatus *find_matrix(Linear *linear, OrtKernelContext *context, Matrix *found) {
   pthread_mutex_lock(&linear->mutex);
   OrtStatus *status = NULL;
   if (!linear->matrix.values) {
@@ -136,7 +125,9 @@ static OrtStatus *find_matrix(Linear *linear, OrtKernelContext *context, Matrix 
     if (!status)
       status = read_weight(linear->api, linear->op->storage, tensors, linear->rows,
                            linear->columns, &csr);
-    if (!status) status = make_matrix(linear->api, &csr, &linear->matrix);
+    if (!status)
+      status = linear->op->active ? make_columns(linear->api, &csr, &linear->matrix)
+                                  : make_matrix(linear->api, &csr, &linear->matrix);
     free_csr(&csr);
   }
   *found = linear->matrix;
@@ -146,14 +137,17 @@ static OrtStatus *find_matrix(Linear *linear, OrtKernelContext *context, Matrix 
 
 /* Few tokens: rows stay rows. */
 static OrtStatus *multiply_rows(Linear *linear, OrtKernelContext *context, int64_t tokens,
-                                bool gathers, const float *x, const float *bias,
+                                FewTokens by, const float *x, const float *bias,
                                 const float *residual, float *y, float *scratch) {
   const OrtApi *api = linear->api;
   const Weight *weight = &linear->weight;
   int64_t rows = linear->rows, y_features = 1 + rows;
   float *y_rows = scratch;
   Call sums = {0};
-  if (gathers) {
+  if (by == BY_COLUMNS) {
+    float *padded = scratch + (tokens * y_features + 15) / 16 * 16;
+    TRY(sum_columns(linear, context, tokens, x, y_rows, padded));
+  } else if (by == BY_GATHERS) {
     const Sell *sell = &weight->sell;
     pass(&sums, x, F32, 2, tokens, linear->columns);
     pass(&sums, sell->starts, I32, 1, sell->entries);
@@ -167,15 +161,14 @@ static OrtStatus *multiply_rows(Linear *linear, OrtKernelContext *context, int64
     TRY(find_matrix(linear, context, &matrix));
     y_features = 1 + matrix.rows;
     float *padded = scratch + (tokens * y_features + 15) / 16 * 16;
-    memset(padded, 0, (size_t)(tokens * matrix.columns) * sizeof *padded);
-    for (int64_t t = 0; t < tokens; ++t)
-      memcpy(padded + t * matrix.columns, x + t * linear->columns,
-             (size_t)linear->columns * sizeof *padded);
+    pad(padded, x, tokens, linear->columns, matrix.columns);
     pass(&sums, padded, F32, 2, tokens, matrix.columns);
     pass(&sums, matrix.values, F32, 2, matrix.rows, matrix.columns);
   }
-  pass(&sums, y_rows, F32, 2, tokens, y_features);
-  TRY(run(api, context, gathers ? sell_rows_kernel : dense_rows_kernel, &sums));
+  if (by != BY_COLUMNS) {
+    pass(&sums, y_rows, F32, 2, tokens, y_features);
+    TRY(run(api, context, by == BY_GATHERS ? sell_rows_kernel : dense_rows_kernel, &sums));
+  }
   Call finish = {0};
   pass(&finish, y_rows, F32, 2, tokens, y_features);
   pass(&finish, bias, F32, 1, rows);
@@ -185,8 +178,9 @@ static OrtStatus *multiply_rows(Linear *linear, OrtKernelContext *context, int64
   return NULL;
 }
 
+/* `beside`: the residual or the gate. */
 static OrtStatus *check(const Linear *linear, const Tensor *x, const Tensor *bias,
-                        const Tensor *residual) {
+                        const Tensor *beside) {
   if (x->dims < 1 || x->extent[x->dims - 1] != linear->columns)
     return fail(linear->api, ORT_INVALID_ARGUMENT, "%s: x has %lld features, the weight takes %lld",
                 linear->op->name, x->dims ? (long long)x->extent[x->dims - 1] : 0LL,
@@ -195,12 +189,13 @@ static OrtStatus *check(const Linear *linear, const Tensor *x, const Tensor *bia
     return fail(linear->api, ORT_INVALID_ARGUMENT, "%s: the bias has %lld elements for %lld rows",
                 linear->op->name, (long long)count_of(bias, 0, bias->dims),
                 (long long)linear->rows);
-  bool same = !residual || residual->dims == x->dims;
-  for (size_t d = 0; residual && same && d < x->dims; ++d)
-    same = residual->extent[d] == (d + 1 == x->dims ? linear->rows : x->extent[d]);
+  bool same = !beside || beside->dims == x->dims;
+  for (size_t d = 0; beside && same && d < x->dims; ++d)
+    same = beside->extent[d] == (d + 1 == x->dims ? linear->rows : x->extent[d]);
   return same ? NULL
               : fail(linear->api, ORT_INVALID_ARGUMENT,
-                     "%s: the residual must have the result's shape", linear->op->name);
+                     "%s: the %s must have the result's shape", linear->op->name,
+                     linear->op->gated ? "gate" : "residual");
 }
 
 static OrtStatus *compute(void *made, OrtKernelContext *context) {
@@ -208,11 +203,11 @@ static OrtStatus *compute(void *made, OrtKernelContext *context) {
   const Operator *op = linear->op;
   const OrtApi *api = linear->api;
   size_t next = 1 + weight_inputs(op->storage);
-  Tensor x, bias, residual;
+  Tensor x, bias, beside;
   TRY(input_of(api, context, 0, &x));
   if (op->bias) TRY(input_of(api, context, next++, &bias));
-  if (op->residual) TRY(input_of(api, context, next, &residual));
-  TRY(check(linear, &x, op->bias ? &bias : NULL, op->residual ? &residual : NULL));
+  if (op->residual || op->gated) TRY(input_of(api, context, next, &beside));
+  TRY(check(linear, &x, op->bias ? &bias : NULL, op->residual || op->gated ? &beside : NULL));
   int64_t tokens = tokens_of(&x), extents[MAX_DIMS];
   memcpy(extents, x.extent, sizeof extents);
   extents[x.dims - 1] = linear->rows;
@@ -232,6 +227,7 @@ static OrtStatus *compute(void *made, OrtKernelContext *context) {
   float *scratch = NULL;
   if (!status) {
     int64_t floats = bias_floats + groups * 16 * (linear->columns + linear->rows + padding);
+    floats += groups * 16 * 64; /* few tokens are padded to whole vectors */
     scratch = borrow((size_t)floats);
     if (!scratch) status = out_of_memory(api);
   }
@@ -241,15 +237,21 @@ static OrtStatus *compute(void *made, OrtKernelContext *context) {
       memcpy(scratch, bias.data, (size_t)linear->rows * sizeof *scratch);
       start = scratch;
     }
-    const float *added = op->residual ? residual.data : NULL;
+    const float *added = op->residual ? beside.data : NULL;
+    float *rest = scratch + bias_floats;
     FewTokens by = IN_TILES;
     if (linear->constant && tokens <= few_tokens) by = few_tokens_by(weight, tokens);
-    if (by != IN_TILES)
-      status = multiply_rows(linear, context, tokens, by == BY_GATHERS, x.data, start, added, y,
-                             scratch + bias_floats);
+    bool skips = linear->constant && tokens <= few_tokens && !weight->sparse;
+    /* The matrix of an active linear lies column by column. */
+    if (op->active && (skips || by == BY_MATRIX)) by = BY_COLUMNS;
+    if (op->gated && skips)
+      status = multiply_gated(linear, context, tokens, x.data, beside.data, start, y, rest);
+    else if (by != IN_TILES)
+      status = multiply_rows(linear, context, tokens, by, x.data, start, added, y, rest);
     else
-      status = multiply(linear, weight, context, tokens, x.data, start, added, y,
-                        scratch + bias_floats);
+      status = multiply(linear, weight, context, tokens, x.data, start, added, y, rest);
+    if (op->gated && !skips)
+      for (int64_t i = 0; i < tokens * linear->rows; ++i) y[i] *= ((const float *)beside.data)[i];
   }
   give_back(scratch);
   free_weight(&own);

@@ -8,11 +8,12 @@ from sparsify.ops import ACTIVATIONS
 from sparsify.ops.onnx import ONNX_OPERATORS, OnnxOperator
 
 FUNCTION_BODIES = {
-    "gated_linear": "its body multiplies by the gate what the standard kernel of MatMul computes",
     "route": "a token's takes tens of operations beside the millions of its experts",
     "experts": "a loop of products that ONNX Runtime multiplies as fast as kernels of any shape do",
+    "gated_linear": "its body multiplies by the gate what the standard kernel of MatMul computes",
     "kv_append": "ONNX has no state: the whole cache is copied at every step, whatever runs it",
     "paged_attention": "it reads the cache that kv_append copies; language models need state",
+    "list_blocks": "its map has one element a block of keys, attention some thousands",
     "gate": "a comparison of a few KB: less than a hundredth of the linear that it feeds",
     "page_bounds": "it writes state beside the cache, which is copied at every step",
     "select_blocks": "it chooses what paged_attention reads of the copied cache",
@@ -21,6 +22,8 @@ FUNCTION_BODIES = {
     "from_lanes": "exported files hold portable programs, which have no lanes",
 }
 """Families that the library does not serve, with the reason; their function bodies run."""
+
+_LINEARS = ("sparse_linear", "active_linear", "gated_linear")
 
 _TYPES = {"float": "ORT_FLOAT", "int32": "ORT_INT32", "int64": "ORT_INT64", "bool": "ORT_BOOL"}
 
@@ -53,13 +56,15 @@ def _row(operator: OnnxOperator) -> str:
 def _family(operator: OnnxOperator) -> str:
     if operator.family == "fused_norm":
         return "LAYER_NORM" if operator.name == "LayerNorm" else "RMS_NORM"
-    names = dict.fromkeys(("sparse_linear", "active_linear"), "LINEAR")
+    names = dict.fromkeys(_LINEARS, "LINEAR")
     names |= dict.fromkeys(("fused_attention", "block_attention"), "ATTENTION")
     return names.get(operator.family, operator.family.upper())
 
 
 def _linear(operator: OnnxOperator) -> dict[str, str]:
-    match = re.fullmatch(r"(?:Active)?Linear(Csr|Bitmap|Dense)(Bias)?(.*?)(Add)?", operator.name)
+    match = re.fullmatch(
+        r"(?:Active|Gated)?Linear(Csr|Bitmap|Dense)(Bias)?(.*?)(Add)?", operator.name
+    )
     assert match is not None, operator.name
     storage, bias, activation, residual = match.groups()
     return {
@@ -67,6 +72,8 @@ def _linear(operator: OnnxOperator) -> dict[str, str]:
         "activation": str(_activation(activation)),
         "bias": "true" if bias else "false",
         "residual": "true" if residual else "false",
+        "active": "true" if operator.family == "active_linear" else "false",
+        "gated": "true" if operator.family == "gated_linear" else "false",
     }
 
 
@@ -94,9 +101,8 @@ def _activation(camel: str) -> int:
 
 
 _FIELDS = {
-    "sparse_linear": _linear,
+    **dict.fromkeys(_LINEARS, _linear),
     "gated": _gated,
     "fused_attention": _attention,
     "block_attention": _attention,
-    "active_linear": _linear,
 }

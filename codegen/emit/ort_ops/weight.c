@@ -326,16 +326,28 @@ OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made) {
   return failure ? out_of_memory(api) : NULL;
 }
 
-OrtStatus *make_matrix(const OrtApi *api, const Csr *csr, Matrix *made) {
-  made->rows = share_of(csr->rows, 1, dense_rows_unit);
-  made->columns = share_of(csr->columns, 1, LANES);
-  size_t bytes = (size_t)(made->rows * made->columns) * sizeof *made->values;
-  made->values = allocate(bytes);
+static OrtStatus *reserve_matrix(const OrtApi *api, int64_t rows, int64_t columns, Matrix *made) {
+  size_t bytes = (size_t)(rows * columns) * sizeof *made->values;
+  *made = (Matrix){rows, columns, allocate(bytes)};
   if (!made->values) return out_of_memory(api);
   memset(made->values, 0, bytes);
+  return NULL;
+}
+
+OrtStatus *make_matrix(const OrtApi *api, const Csr *csr, Matrix *made) {
+  TRY(reserve_matrix(api, share_of(csr->rows, 1, dense_rows_unit), share_of(csr->columns, 1, LANES),
+                     made));
   for (int64_t row = 0; row < csr->rows; ++row)
     for (int64_t i = csr->offsets[row]; i < csr->offsets[row + 1]; ++i)
       made->values[row * made->columns + csr->column[i]] = csr->value[i];
+  return NULL;
+}
+
+OrtStatus *make_columns(const OrtApi *api, const Csr *csr, Matrix *made) {
+  TRY(reserve_matrix(api, share_of(csr->columns, 1, LANES), share_of(csr->rows, 1, LANES), made));
+  for (int64_t row = 0; row < csr->rows; ++row)
+    for (int64_t i = csr->offsets[row]; i < csr->offsets[row + 1]; ++i)
+      made->values[csr->column[i] * made->columns + row] = csr->value[i];
   return NULL;
 }
 

@@ -46,11 +46,13 @@ OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made);
 void free_weight(Weight *weight);
 
 /* How so few tokens are computed fastest: in tiles like many, as rows by gathers from SELL, or as
- * rows by the matrix. */
-typedef enum { IN_TILES, BY_GATHERS, BY_MATRIX } FewTokens;
+ * rows by the matrix, or by its columns where a share of the inputs is zero. */
+typedef enum { IN_TILES, BY_GATHERS, BY_MATRIX, BY_COLUMNS } FewTokens;
 FewTokens few_tokens_by(const Weight *weight, int64_t tokens);
 
 OrtStatus *make_matrix(const OrtApi *api, const Csr *csr, Matrix *made);
+/* The same column by column, both padded to whole vectors of 16. */
+OrtStatus *make_columns(const OrtApi *api, const Csr *csr, Matrix *made);
 
 int pack_sell(const Csr *csr, int64_t rows, int64_t k_block, int64_t window, Sell *made);
 void free_sell(Sell *sell);

@@ -116,7 +116,7 @@ class _Emitter(FlashTiles):
                 Tensor("y", (self.groups, spec.heads * spec.head_dim, LANES)),
             )
             *lists, batch, self.queries, self.keys, self.y = lists
-            if self.lists:
+            if self.lists and spec.block:
                 of = (batch, T.int64(spec.heads))
                 self.lists.bind(lists, spec.block, of, (self.queries, self.keys))
             self.emit(batch)

@@ -10,8 +10,9 @@ for chunk of panels, token tile (parallel):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm.tirx.script.builder import ir as T
 
@@ -28,6 +29,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     ceil_div,
     choose,
     i64,
+    lane_factors,
     load,
     prefetch,
     prim_func,
@@ -78,10 +80,12 @@ class DenseTiles(LaneTiles):
         panel_count, chunk_panels: panels of the weight, and of one task.
         in_features, out_features: features of ``x`` and of ``y``.
         ragged: ``y`` has no room for the padding rows of the last panel.
+        side_by_side: the weights of a panel's column are neighbours, in fp32.
         x, panels, y: the kernel's arguments, to be set before `task`.
     """
 
     panels: Expr
+    side_by_side: ClassVar[bool] = True
 
     def __init__(self, isa: Isa, rows: int, k_block: int, chunk_panels: int, ragged: bool) -> None:
         self.isa, self.rows, self.k_block = isa, rows, k_block
@@ -109,6 +113,39 @@ class DenseTiles(LaneTiles):
                     self._panels(tile, panel, together, block, begin, depth, x_base, y_base)
                 done = bind(done + runs * together)
         return first, panels
+
+    @property
+    def column(self) -> Expr | int:
+        """From one column of a row to the next."""
+        return self.rows
+
+    def row_places(self, panel: Expr, column: Expr) -> list[Expr]:
+        """Where each row of a panel has its weight of a column."""
+        first = bind((panel * self.in_features + column) * self.rows)
+        return [first + r for r in range(self.rows)]
+
+    def fetch(self, w_at: list[Expr], k: Expr) -> None:
+        """Asks for what is used some columns behind ``k``.
+
+        By turns: a line lasts for more than two steps, and a prefetch takes a load's place.
+        """
+        panels = w_at[:: self.rows]
+        at = panels[0]
+        if len(panels) > 1:
+            at = at + T.floormod(k, len(panels)) * (self.in_features * self.rows)
+        prefetch(self.panels, at + k * self.column + _AHEAD)
+
+    def weight_at(self, place: Expr) -> Expr:
+        """A weight as fp32."""
+        return self.panels[place]
+
+    def weights(self, places: list[Expr]) -> Iterator[Expr]:
+        """A column's weights as factors of vectors."""
+        if not (self.isa.lane_factors and self.side_by_side):
+            yield from (bind(splat(self.weight_at(at), self.isa.vector)) for at in places)
+            return
+        for first in range(0, len(places), self.rows):
+            yield from lane_factors(self.panels, places[first : first + self.rows])
 
     def _together(self, tile: LaneTile) -> tuple[int, ...]:
         """Panels that advance at once: one's sums of a narrow tile would wait for each other."""
@@ -151,22 +188,16 @@ class DenseTiles(LaneTiles):
                     total[r * tile.vectors + v] = load(self.y, at, width)
 
         choose(self.blocked, block == 0, from_bias, from_memory)
-        w_at = bind((panel * self.in_features + begin) * self.rows)
         x_at = bind(x_base + begin * tile.pitch)
-
-        def at_panel(other: Expr | int) -> Expr:
-            return w_at + other * (self.in_features * self.rows)
+        w_at = [place for p in range(together) for place in self.row_places(panel + p, begin)]
 
         with T.serial(depth) as k:
-            # By turns: a line lasts for more than two steps, and a prefetch takes a load's place.
-            prefetch(self.panels, at_panel(T.floormod(k, together)) + k * self.rows + _AHEAD)
+            self.fetch(w_at, k)
             x = [
                 bind(load(self.x, x_at + k * tile.pitch + tile.step(v, self.in_features), width))
                 for v in range(tile.vectors)
             ]
-            for r in range(rows):
-                at = at_panel(r // self.rows) + k * self.rows + r % self.rows
-                weight = bind(splat(self.panels[at], width))
+            for r, weight in enumerate(self.weights([at + k * self.column for at in w_at])):
                 for v in range(tile.vectors):
                     i = r * tile.vectors + v
                     total[i] = total[i] + weight * x[v]

@@ -111,7 +111,7 @@ class DenseRowTiles:
         with T.serial(whole) as step:
             column = bind(step * _STEP)
             for at in w_at:
-                prefetch(self.matrix, at + column + distance)
+                prefetch(self.matrix, at + column + distance, near=False)
             self._step(total, [at + column for at in w_at], [at + column for at in x_at], _STEP)
         if known and (left := features % _STEP):
             begin = features - left

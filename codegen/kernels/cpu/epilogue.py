@@ -58,7 +58,8 @@ class Epilogue:
             at = bind(base + (first + row) * LANES)
             for v in range(tile.vectors):
                 offset = at + tile.step(v, features)
-                value = ACTIVATIONS[self.activation](Vector(load(y, offset, width), width)).value
+                total = Vector(load(y, offset, width), width, tile.isa)
+                value = ACTIVATIONS[self.activation](total).value
                 if residual is not None:
                     value = value + load(residual, offset, width)
                 store(y, offset, value, width)

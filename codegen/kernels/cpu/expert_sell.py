@@ -5,9 +5,9 @@ for chunk of a sorting window, expert (parallel):
     sums of the window's rows                   # sell.py; with a gate those of gate and up
     store activation(gate) * up, or activation(sums)
 
-An expert's tokens begin at a lane group of their own, so only its last group may have lanes without
-a token. Few tokens take this way as well: their weights come from memory, which takes longer than
-multiplying them by a whole vector.
+An expert's tokens begin at a lane group of their own, so only its last group may have lanes
+without a token. Few tokens take this way as well: with four zeros in five, their weights take as
+long to come from memory as to be multiplied by a whole vector.
 """
 
 from __future__ import annotations
@@ -86,7 +86,13 @@ class SellExperts:
         return _Emitter(self).build()
 
 
+_AHEAD = 1024
+"""Values between a prefetch and their use: experts' weights come from memory."""
+
+
 class _Emitter(GatedTiles):
+    ahead = _AHEAD
+
     def __init__(self, spec: SellExperts) -> None:
         layout, stack = spec.layout, spec.stack
         super().__init__(spec.isa, layout.rows, ragged=False)

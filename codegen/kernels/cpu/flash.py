@@ -10,6 +10,10 @@
 No transposition is needed: in lanes, feature d of 16 neighbouring tokens is one vector, so Q is
 ready, and a key's or value's feature is one scalar a fixed step away from the next.
 
+Where multiply-adds take a lane as a factor (NEON), four neighbouring scalars come by one load: a
+feature of four keys, which are side by side if the first key's token is a multiple of four, or four
+features of a value that lie so.
+
 Kernels derive from `FlashTiles`, which leaves open where keys and values lie and which blocks of
 keys a tile reads; only in blocks that say so are scores looked at one by one for what is hidden.
 
@@ -20,7 +24,7 @@ for softmax", 2018; for ``skip`` Zhang et al., "SpargeAttention", 2025.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tvm.tirx.script.builder import ir as T
 
@@ -34,14 +38,19 @@ from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Registers,
     bind,
+    choose,
     either,
     i64,
+    lane_factors,
     load,
     reduce_lanes,
     splat,
     store,
 )
+from sparsify.layouts import LANES
 
+_QUAD = 4
+"""Scalars that one load brings where multiply-adds take lanes; whole steps of a loop as well."""
 _LOWEST = -3e38
 """Below every score, masked or not, but for minus infinity."""
 
@@ -72,6 +81,7 @@ class FlashTiles(QueryTiles, ABC):
         skip: float = 0.0,
     ) -> None:
         super().__init__(isa, heads, vectors, features, offset, scores.factor)
+        self.isa = isa
         self.scores = scores
         self.value_step, self.skip = value_step, skip
         # Keys, or features of the output, whose sums are held in half of the registers together.
@@ -129,6 +139,9 @@ class FlashTiles(QueryTiles, ABC):
         for v in range(self.vectors):
             new[v] = splat(_LOWEST, self.width)
         ruled = ruled if isinstance(ruled, bool) else bind(ruled)
+        if self.isa.lane_factors:
+            aligned = T.floormod(self.key_place(begin), _QUAD) == 0
+            self._quads = bind(T.Select(aligned, T.floordiv(count, _QUAD), T.int64(0)))
         with T.serial(T.floordiv(count + (self.together - 1), self.together)) as group:
             self._scores(begin, count, bind(group * self.together), new, ruled)
         if not self.skip:
@@ -146,17 +159,14 @@ class FlashTiles(QueryTiles, ABC):
         self, begin: Expr, count: Expr, offset: Expr, new: Registers, ruled: Expr | bool
     ) -> None:
         vectors, width, together = self.vectors, self.width, self.together
-        # Keys past the end repeat the last one: the maximum stands, and their rows are not read.
-        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(together)]
-        at = [bind(self.key_place(key)) for key in keys]
         total = Registers(together * vectors, width)
-        total.clear()
-        with T.serial(i64(self.head_dim)) as d:
-            q = [bind(load(self._q, self.cell(d, v), width)) for v in range(vectors)]
-            for r in range(together):
-                k = bind(splat(self.key[at[r] + d * 16], width))
-                for v in range(vectors):
-                    total[r * vectors + v] = total[r * vectors + v] + k * q[v]
+        quads = self.isa.lane_factors and together % _QUAD == 0
+        choose(
+            quads,
+            offset + together <= self._quads * _QUAD if quads else True,
+            lambda: (self._add_quads if quads else self._add_keys)(total, begin, count, offset),
+            lambda: self._add_keys(total, begin, count, offset),
+        )
 
         def one_by_one(cap: bool, hide: bool) -> None:
             for r in range(together):
@@ -167,9 +177,9 @@ class FlashTiles(QueryTiles, ABC):
                 for v in range(vectors):
                     place = self.cell(offset + r, v)
                     score = bind(load(self._weights, place, width))
-                    score = bind(self.scores.value(score, width)) if cap else score
+                    score = bind(self.scores.value(score, width, self.isa)) if cap else score
                     score = bind(self.seen(score, key, v)) if hide else score
-                    new[v] = T.max(new[v], score)
+                    new[v] = self._larger(new[v], score)
                     store(self._weights, place, score, width)
 
         def plain() -> None:
@@ -177,7 +187,7 @@ class FlashTiles(QueryTiles, ABC):
                 for r in range(together):
                     score = total[r * vectors + v]
                     store(self._weights, self.cell(offset + r, v), score, width)
-                    new[v] = T.max(new[v], score)
+                    new[v] = self._larger(new[v], score)
 
         def capped_or_not(hide: bool) -> None:
             either(
@@ -188,20 +198,55 @@ class FlashTiles(QueryTiles, ABC):
 
         either(ruled, lambda: capped_or_not(True), lambda: capped_or_not(False))
 
+    def _larger(self, a: Expr, b: Expr) -> Expr:
+        if self.isa.nan_extremes:
+            return Vector(a, self.width, self.isa).max(Vector(b, self.width)).value
+        return T.max(a, b)
+
+    def _add_keys(self, total: Registers, begin: Expr, count: Expr, offset: Expr) -> None:
+        """Products of the queries with keys wherever they lie."""
+        # Keys past the end repeat the last one: the maximum stands, and their rows are not read.
+        keys = [bind(begin + T.min(offset + r, count - 1)) for r in range(self.together)]
+        at = [bind(self.key_place(key)) for key in keys]
+        total.clear()
+        with T.serial(i64(self.head_dim)) as d:
+            factors = (bind(splat(self.key[place + d * LANES], self.width)) for place in at)
+            self._multiply(total, self._q, d, factors)
+
+    def _add_quads(self, total: Registers, begin: Expr, count: Expr, offset: Expr) -> None:
+        """The same with keys that lie side by side, all of them before the end."""
+        at = bind(self.key_place(begin + offset))
+        total.clear()
+        whole = isinstance(self.head_dim, int) and self.head_dim % _QUAD == 0
+        steps = _QUAD if whole else 1
+        with T.serial(T.floordiv(i64(self.head_dim), steps)) as step:
+            for i in range(steps):
+                d = bind(step * steps + i)
+                places = [at + (d * LANES + r) for r in range(self.together)]
+                self._multiply(total, self._q, d, lane_factors(self.key, places))
+
+    def _multiply(self, total: Registers, buffer: Expr, row: Expr, factors: Iterable[Expr]) -> None:
+        """Adds the products of a row of a tile with each factor."""
+        vectors, width = self.vectors, self.width
+        lanes = [bind(load(buffer, self.cell(row, v), width)) for v in range(vectors)]
+        for r, factor in enumerate(factors):
+            for v in range(vectors):
+                total[r * vectors + v] = total[r * vectors + v] + factor * lanes[v]
+
     def _weigh(self, begin: Expr, count: Expr, new: Registers) -> None:
         """Weights of scores, and what they add to the output."""
         vectors, width = self.vectors, self.width
         rescale = []
         for v in range(vectors):
-            new[v] = T.max(new[v], self._maximum[v])
+            new[v] = self._larger(new[v], self._maximum[v])
             shift = (Vector(self._maximum[v], width) - Vector(new[v], width)).value
-            rescale.append(exp2_below(Vector(shift, width)).value)
+            rescale.append(exp2_below(Vector(shift, width, self.isa)).value)
             self._maximum[v] = new[v]
             self._sum[v] = self._sum[v] * rescale[v]
         with T.serial(count) as key:
             store(self._places, key, self.value_place(begin + key), 1)
             for v in range(vectors):
-                score = Vector(load(self._weights, self.cell(key, v), width), width)
+                score = Vector(load(self._weights, self.cell(key, v), width), width, self.isa)
                 weight = exp2_below(score - Vector(self._maximum[v], width)).value
                 store(self._weights, self.cell(key, v), weight, width)
                 self._sum[v] = self._sum[v] + weight
@@ -229,13 +274,29 @@ class FlashTiles(QueryTiles, ABC):
             for v in range(vectors):
                 old = load(self._out, self.cell(first + r, v), width)
                 total[r * vectors + v] = old * rescale[v]
-        with T.serial(count) as key:
+
+        def places(key: Expr) -> list[Expr]:
             place = bind(self._places[key] + first * self.value_step)
-            weight = [bind(load(self._weights, self.cell(key, v), width)) for v in range(vectors)]
-            for r in range(size):
-                value = bind(splat(self.value[place + r * self.value_step], width))
-                for v in range(vectors):
-                    total[r * vectors + v] = total[r * vectors + v] + value * weight[v]
+            return [place + r * self.value_step for r in range(size)]
+
+        done: Expr | int = 0
+        if self.isa.lane_factors and self.value_step == LANES:
+            done = bind(self._quads * _QUAD)
+            with T.serial(self._quads) as quad:
+                key = bind(quad * _QUAD)
+                four = [
+                    lane_factors(self.value, [place + k for k in range(_QUAD)])
+                    for place in places(key)
+                ]
+                for k in range(_QUAD):
+                    self._multiply(total, self._weights, key + k, [value[k] for value in four])
+        with T.serial(count - done) as rest:
+            at = places(done + rest)
+            if self.isa.lane_factors and self.value_step == 1:
+                factors: Iterable[Expr] = lane_factors(self.value, at)
+            else:
+                factors = (bind(splat(self.value[place], width)) for place in at)
+            self._multiply(total, self._weights, done + rest, factors)
         for r in range(size):
             for v in range(vectors):
                 store(self._out, self.cell(first + r, v), total[r * vectors + v], width)

@@ -58,16 +58,15 @@ class GateKernel:
             )
 
             def run(place: Features) -> None:
-                base = place.base(self.features)
-                token = Token(self.isa, self.features, place.step, x, base, parameters)
+                token = Token(place, self.features, x, place.base(self.features), parameters)
                 dropped = kernels.dropped(self.gate, token)
 
                 def write(at: Expr, width: int) -> None:
-                    value = bind(load(x, base + at, width))
+                    value = token.value(at, width).value
                     kept = T.Select(dropped(at, width), splat(0.0, width), value)
-                    store(y, base + at, kept, width)
+                    store(y, token.base + at, kept, width)
 
-                place.along(self.features, write)
+                token.each(write)
 
             each_token(self.isa, self.form, count, self.features, run)
         return result[0]
@@ -81,20 +80,29 @@ class Token:
     of ``width`` lanes in either case; `spread` puts it beside features.
 
     Attributes:
-        step: from one feature's offset to the next one's: 1 in rows, 16 in lanes.
+        place: where its features lie.
+        x: the tensor, in which feature 0 is at `base`.
+        parameters: of the gate.
     """
 
-    isa: Isa
+    place: Features
     features: int
-    step: int
     x: Expr
     base: Expr
     parameters: Sequence[Expr]
 
     @property
+    def _in_rows(self) -> bool:
+        return self.place.step == 1
+
+    @property
     def width(self) -> int:
         """Lanes of what is computed once for a token."""
-        return 1 if self.step == 1 else self.isa.vector
+        return 1 if self._in_rows else self.place.isa.vector
+
+    def each(self, body: Callable[[Expr, int], None]) -> None:
+        """Runs ``body(offset, width)`` over all features."""
+        self.place.along(self.features, body)
 
     def value(self, at: Expr, width: int) -> Vector:
         """The features at an offset."""
@@ -103,22 +111,22 @@ class Token:
     def of_feature(self, parameter: int, at: Expr, width: int) -> Vector:
         """What a parameter ``[features]`` says of the features at an offset."""
         values = self.parameters[parameter]
-        if self.step == 1:
+        if self._in_rows:
             return Vector(bind(load(values, at, width)), width)
         return Vector(splat(values[T.floordiv(at, LANES)], width), width)
 
     def total(self, term: Callable[[Expr, int], Expr]) -> Vector:
         """``term(offset, width)`` summed over all features."""
-        if self.step == 1:
-            return Vector(sum_of_row(self.isa, self.features, term), 1)
-        width = self.isa.vector
+        if self._in_rows:
+            return Vector(sum_of_row(self.place.isa, self.features, term), 1)
+        width = self.place.isa.vector
         return Vector(
             sum_in_lanes(
-                self.isa, self.features, lambda feature: term(bind(feature * LANES), width)
+                self.place.isa, self.features, lambda feature: term(bind(feature * LANES), width)
             ),
             width,
         )
 
     def spread(self, value: Expr, width: int) -> Expr:
         """What was computed once, beside ``width`` features."""
-        return splat(value, width) if self.step == 1 else value
+        return splat(value, width) if self._in_rows else value

@@ -51,8 +51,9 @@ class Gated:
                 target = token.base(features)
 
                 def run(at: Expr, width: int) -> None:
-                    opened = ACTIVATIONS[self.activation](Vector(load(x, first + at, width), width))
-                    store(y, target + at, opened.value * load(x, second + at, width), width)
+                    gate = Vector(load(x, first + at, width), width, self.isa)
+                    opened = ACTIVATIONS[self.activation](gate).value
+                    store(y, target + at, opened * load(x, second + at, width), width)
 
                 token.along(features, run)
 

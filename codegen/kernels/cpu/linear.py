@@ -18,23 +18,23 @@ _TASK_ROWS = 224
 """Output rows of one parallel task, about: enough to reuse a block of activations."""
 
 
-def _even_chunks(rows: int) -> int:
+def even_chunks(rows: int) -> int:
     """An even number of tasks, so that two threads get the same share."""
     return max(2, 2 * round(rows / (2 * _TASK_ROWS)))
 
 
-def _chunk(rows: int, unit: int, chunks: int) -> int:
+def chunk_of(rows: int, unit: int, chunks: int) -> int:
     """Rows of a task, whole groups of ``unit`` rows."""
     return -(-rows // (chunks * unit)) * unit
 
 
-def _vectors_of(isa: Isa, tokens: int) -> int:
+def vectors_of(isa: Isa, tokens: int) -> int:
     return -(-tokens // LANES) * isa.vectors_per_group
 
 
-def _tiles(isa: Isa, tokens: int, widest: int) -> Iterator[tuple[int, int]]:
+def lane_tiles(isa: Isa, tokens: int, widest: int) -> Iterator[tuple[int, int]]:
     """(tiles, vectors of each) that `tiled_tasks` covers so many tokens with."""
-    left = _vectors_of(isa, tokens)
+    left = vectors_of(isa, tokens)
     while left:
         count, left = divmod(left, widest)
         if count:
@@ -42,7 +42,7 @@ def _tiles(isa: Isa, tokens: int, widest: int) -> Iterator[tuple[int, int]]:
         widest = max(1, widest // 2)
 
 
-def _full_rate(isa: Isa) -> bool:
+def full_rate(isa: Isa) -> bool:
     return isa.vector == 16 and isa.fma_per_cycle >= 2
 
 
@@ -71,7 +71,7 @@ class SellTuning:
 
     @classmethod
     def of(cls, isa: Isa) -> SellTuning:
-        if _full_rate(isa):
+        if full_rate(isa):
             return _FULL_RATE
         if isa.vector == 4:
             # A lane group is one tile: four vectors at one address. 384 of its columns are 24 KB of
@@ -101,9 +101,9 @@ class SellKernels:
         tuning = SellTuning.of(isa)
         chunks = [max(1, round(shape[0] / rows)) for rows in tuning.task_rows]
         found = [
-            Sell(rows, _even(shape[1], widest), _chunk(shape[0], rows, count))
+            Sell(rows, _even(shape[1], widest), chunk_of(shape[0], rows, count))
             for rows, widest in tuning.tiles
-            for count in chunks or [_even_chunks(shape[0])]
+            for count in chunks or [even_chunks(shape[0])]
         ]
         return tuple(dict.fromkeys(found))
 
@@ -138,11 +138,11 @@ class SellKernels:
         return sum(
             count * nnz * (vectors * tuning.vector + tuning.nonzero)
             + count * vectors * (sums * tuning.sum + lines * line)
-            for count, vectors in _tiles(isa, tokens, sell_vectors(isa, layout))
+            for count, vectors in lane_tiles(isa, tokens, sell_vectors(isa, layout))
         )
 
     def tasks(self, isa: Isa, layout: Sell, shape: tuple[int, int], tokens: int) -> int:
-        tiles = -(-_vectors_of(isa, tokens) // sell_vectors(isa, layout))
+        tiles = -(-vectors_of(isa, tokens) // sell_vectors(isa, layout))
         return tiles * -(-shape[0] // layout.window)
 
 
@@ -161,7 +161,7 @@ def _even(features: int, widest: int) -> int:
     return -(-features // -(-features // widest))
 
 
-_DENSE_FULL_RATE = (0.31, 0.47)
+DENSE_FULL_RATE = (0.31, 0.47)
 """Cycles of a weight and token tile, and of each of its vectors; fitted like `_FULL_RATE`."""
 
 
@@ -190,16 +190,16 @@ class DenseKernels:
     def cycles(
         self, isa: Isa, layout: PackedDense, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
-        step, vector = _DENSE_FULL_RATE if _full_rate(isa) else (0.0, 1.03 / isa.fma_per_cycle)
-        tiles = _tiles(isa, tokens, dense_vectors(isa))
+        step, vector = DENSE_FULL_RATE if full_rate(isa) else (0.0, 1.03 / isa.fma_per_cycle)
+        tiles = lane_tiles(isa, tokens, dense_vectors(isa))
         return shape[0] * shape[1] * sum(n * (step + vectors * vector) for n, vectors in tiles)
 
     def tasks(self, isa: Isa, layout: PackedDense, shape: tuple[int, int], tokens: int) -> int:
-        tiles = -(-_vectors_of(isa, tokens) // dense_vectors(isa))
+        tiles = -(-vectors_of(isa, tokens) // dense_vectors(isa))
         return tiles * -(-shape[0] // self._chunk(shape[0], layout))
 
     def _chunk(self, rows: int, layout: PackedDense) -> int:
-        return _chunk(rows, layout.rows, _even_chunks(rows))
+        return chunk_of(rows, layout.rows, even_chunks(rows))
 
 
 register_linear(SellKernels())

@@ -14,10 +14,12 @@ from sparsify.codegen.kernels.cpu.bitmap import BitmapLinear
 from sparsify.codegen.kernels.cpu.bitmap_words import spread_cycles
 from sparsify.codegen.kernels.cpu.dense_rows import DenseRowsLinear
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.gated_rows import GatedRowsLinear
 from sparsify.codegen.kernels.cpu.panel_rows import PanelRowsLinear
 from sparsify.codegen.kernels.cpu.rows import row_share
 from sparsify.codegen.kernels.cpu.sell_rows import SellRowsLinear
 from sparsify.codegen.registry import LinearSite, register_linear
+from sparsify.contracts import Side
 from sparsify.layouts import LANES, Bitmap, Dense, Form, PackedDense, Sell
 
 _WINDOW = 64
@@ -27,25 +29,35 @@ _ENTRY_CYCLES = 40.0
 """Cycles to start and end a group of rows in a K block of SELL."""
 
 
+_ROW_CYCLES = 12.0
+"""Cycles to finish an active row of one token."""
+
+
+def list_cycles(isa: Isa, features: int, tokens: int) -> float:
+    """Cycles to list the features that are not zero in all tokens."""
+    each = 0.6 if isa.name == "avx512" else 2.0
+    return features * (each + 0.1 * tokens * isa.vectors_per_group)
+
+
 def _tile(isa: Isa, sums: int) -> int:
     """Tokens of a tile when each adds ``sums`` accumulators: a power of two, 8 at most."""
     room = max(1, (isa.registers // 2) // sums)
     return int(min(8, 1 << (room.bit_length() - 1)))
 
 
-def _tiles(tokens: int, widest: int) -> list[int]:
+def token_widths(tokens: int, widest: int) -> list[int]:
     """The token tiles that `token_tiles` makes."""
     tiles = [widest] * (tokens // widest)
     rest = tokens % widest
     return tiles + [1 << bit for bit in range(rest.bit_length()) if rest >> bit & 1]
 
 
-def _vector_cycles(isa: Isa) -> float:
+def vector_cycles(isa: Isa) -> float:
     """Cycles of multiply-adds over 16 lanes, over those of a core with two 512-bit units."""
     return isa.vectors_per_group * 2.0 / isa.fma_per_cycle
 
 
-def _epilogue(site: LinearSite) -> Epilogue:
+def epilogue_of(site: LinearSite) -> Epilogue:
     return Epilogue(site.bias, site.activation, site.residual)
 
 
@@ -63,15 +75,15 @@ class BitmapKernels:
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Bitmap) -> BitmapLinear:
         shape = site.out_features, site.in_features
-        return BitmapLinear(isa, *shape, layout, _epilogue(site), _tile(isa, layout.rows))
+        return BitmapLinear(isa, *shape, layout, epilogue_of(site), _tile(isa, layout.rows))
 
     def cycles(
         self, isa: Isa, layout: Bitmap, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
         words = layout.groups(shape[0]) * layout.rows * layout.words(shape[1]) * layout.word / 16
-        token = (0.25 + 0.5 / layout.rows) * _vector_cycles(isa)
+        token = (0.25 + 0.5 / layout.rows) * vector_cycles(isa)
         spread = spread_cycles(isa, layout)
-        tiles = _tiles(tokens, _tile(isa, layout.rows))
+        tiles = token_widths(tokens, _tile(isa, layout.rows))
         return words * sum(spread + token * count for count in tiles)
 
     def tasks(self, isa: Isa, layout: Bitmap, shape: tuple[int, int], tokens: int) -> int:
@@ -93,14 +105,14 @@ class SellRowsKernels:
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Sell) -> SellRowsLinear:
         shape = site.out_features, site.in_features
-        return SellRowsLinear(isa, *shape, layout, _epilogue(site), tokens=4)
+        return SellRowsLinear(isa, *shape, layout, epilogue_of(site), tokens=4)
 
     def cycles(
         self, isa: Isa, layout: Sell, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
         entries = layout.groups(shape[0]) * layout.blocks(shape[1])
         gathered = 0.45 if isa.gathers else 1.5
-        tiles = _tiles(tokens, 4)
+        tiles = token_widths(tokens, 4)
         return sum(nnz * (0.13 + gathered * count) + entries * _ENTRY_CYCLES for count in tiles)
 
     def tasks(self, isa: Isa, layout: Sell, shape: tuple[int, int], tokens: int) -> int:
@@ -109,29 +121,47 @@ class SellRowsKernels:
 
 @dataclass(frozen=True)
 class DenseRowsKernels:
-    """Weights without enough zeros, as they are."""
+    """Weights without enough zeros, as they are; under a gate, the rows that it opens."""
 
     layout = Dense
     form: ClassVar[Form] = "rows"
-    rows: ClassVar[int] = 4
+    rows: ClassVar[int] = 8
+    """Rows at once: so many streams keep memory busy."""
+    widest: ClassVar[int] = 4
+    """Tokens of a tile: with more, registers hold too few rows."""
+    side: ClassVar[Side] = "outputs"
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Dense, ...]:
         return (Dense(),)
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Dense) -> DenseRowsLinear:
         shape = site.out_features, site.in_features
-        tile = _tile(isa, 2)
-        return DenseRowsLinear(isa, *shape, layout, _epilogue(site), self.rows, tile)
+        return DenseRowsLinear(isa, *shape, layout, epilogue_of(site), self.rows, self.widest)
 
     def cycles(
         self, isa: Isa, layout: Dense, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
-        token = 0.55 * _vector_cycles(isa)
-        tiles = _tiles(tokens, _tile(isa, 2))
-        return shape[0] * shape[1] / 16 * sum(1.3 + token * count for count in tiles)
+        token = 0.55 * vector_cycles(isa)
+        tiles = token_widths(tokens, self.widest)
+        return shape[0] * shape[1] / 16 * sum(0.9 + token * count for count in tiles)
 
     def tasks(self, isa: Isa, layout: Dense, shape: tuple[int, int], tokens: int) -> int:
         return row_share(shape[0], self.rows)[0]
+
+    def skipping_candidates(self, isa: Isa, shape: tuple[int, int]) -> tuple[Dense, ...]:
+        return (Dense(),)
+
+    def skipping_kernel(self, isa: Isa, site: LinearSite, layout: Dense) -> GatedRowsLinear:
+        shape = site.out_features, site.in_features
+        return GatedRowsLinear(isa, *shape, layout, site.bias, self.rows, self.widest)
+
+    def skipping_cycles(
+        self, isa: Isa, layout: Dense, shape: tuple[int, int], tokens: int, share: float
+    ) -> float:
+        token = 0.55 * vector_cycles(isa)
+        tiles = token_widths(tokens, self.widest)
+        row = shape[1] / 16 * sum(0.9 + token * count for count in tiles) + _ROW_CYCLES * tokens
+        return share * shape[0] * row + list_cycles(isa, shape[0], tokens)
 
 
 @dataclass(frozen=True)
@@ -147,14 +177,14 @@ class PanelRowsKernels:
 
     def kernel(self, isa: Isa, site: LinearSite, layout: PackedDense) -> PanelRowsLinear:
         shape = site.out_features, site.in_features
-        epilogue = _epilogue(site)
+        epilogue = epilogue_of(site)
         return PanelRowsLinear(isa, *shape, layout, epilogue, self.panels, self._widest(isa))
 
     def cycles(
         self, isa: Isa, layout: PackedDense, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
-        token = 1.1 * _vector_cycles(isa)
-        tiles = _tiles(tokens, self._widest(isa))
+        token = 1.1 * vector_cycles(isa)
+        tiles = token_widths(tokens, self._widest(isa))
         return shape[0] * shape[1] / 16 * sum(1.3 + token * count for count in tiles)
 
     def tasks(self, isa: Isa, layout: PackedDense, shape: tuple[int, int], tokens: int) -> int:

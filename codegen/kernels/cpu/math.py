@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.simd import Expr, bind, intrinsic, splat
 
 LOG2E = 1.4426950408889634
@@ -40,15 +41,19 @@ distribution function: Chebyshev fit weighted by x^2."""
 
 
 class Vector:
-    """A vector of fp32 with operators; numbers are spread over the lanes, results are named."""
+    """A vector of fp32 with operators; numbers are spread over the lanes, results are named.
 
-    def __init__(self, value: Expr, width: int) -> None:
+    ``isa`` says which instructions there are besides those that every CPU has.
+    """
+
+    def __init__(self, value: Expr, width: int, isa: Isa | None = None) -> None:
         self.value = value
         self.width = width
+        self.isa = isa
 
     def map(self, function: Callable[..., Expr], *others: Vector | float) -> Vector:
         operands = [o.value if isinstance(o, Vector) else splat(o, self.width) for o in others]
-        return Vector(bind(function(self.value, *operands)), self.width)
+        return Vector(bind(function(self.value, *operands)), self.width, self.isa)
 
     def __add__(self, other: Vector | float) -> Vector:
         return self.map(lambda a, b: a + b, other)
@@ -67,23 +72,46 @@ class Vector:
         """numerator / self."""
         return self.map(lambda a, b: b / a, numerator)
 
+    @property
+    def _has_extremes(self) -> bool:
+        return self.isa is not None and self.isa.nan_extremes and self.width > 1
+
     def max(self, other: Vector | float) -> Vector:
+        if self._has_extremes:
+            return self.call("llvm.maximum", other)
         # Of two operands that do not compare, the second is taken: NaN stays NaN.
         return self.map(lambda a, b: T.max(b, a), other)
 
     def clamp(self, low: float, high: float) -> Vector:
+        if self._has_extremes:
+            return self.call("llvm.minimum", high).call("llvm.maximum", low)
         return self.map(lambda a, b, c: T.max(c, T.min(b, a)), high, low)
 
-    def call(self, name: str) -> Vector:
-        """An LLVM intrinsic of one operand."""
-        return self.map(lambda a: intrinsic(float_type(self.width), name, a))
+    def call(self, name: str, *others: Vector | float) -> Vector:
+        """An LLVM intrinsic."""
+        return self.map(lambda *a: intrinsic(float_type(self.width), name, *a), *others)
 
 
 def polynomial(x: Vector, coefficients: Sequence[float]) -> Vector:
     """Horner's scheme; coefficients from the highest power down."""
+    if x.isa is not None and x.isa.overwrites_addend and len(coefficients) > 3:
+        return _polynomial_by_pairs(x, coefficients)
     value = x.fma(coefficients[0], coefficients[1])
     for coefficient in coefficients[2:]:
         value = value.fma(x, coefficient)
+    return value
+
+
+def _polynomial_by_pairs(x: Vector, coefficients: Sequence[float]) -> Vector:
+    """Horner's scheme in the square: where multiply-adds overwrite the addend, a constant has to be
+    copied first, and here only every second addend is one."""
+    square = x * x
+    odd = len(coefficients) % 2
+    value = x.fma(coefficients[odd], coefficients[odd + 1])
+    if odd:
+        value = square.fma(coefficients[0], value)
+    for at in range(odd + 2, len(coefficients), 2):
+        value = value.fma(square, x.fma(coefficients[at], coefficients[at + 1]))
     return value
 
 
@@ -132,19 +160,19 @@ def _gelu_by_table(x: Vector) -> Vector:
     magnitude = x.call("llvm.fabs")
     place = magnitude.map(T.min, _NORMAL_CDF_LIMIT * (1 - 1e-6)) * (_SEGMENTS / _NORMAL_CDF_LIMIT)
     segment = bind(T.Cast("int32x16", place.value))
-    rest = place - Vector(bind(T.Cast("float32x16", segment)), 16)
-    cubic = [_looked_up(column, segment) for column in _normal_cdf_cubics().T]
+    rest = place - Vector(bind(T.Cast("float32x16", segment)), 16, x.isa)
+    cubic = [Vector(_looked_up(column, segment), 16, x.isa) for column in _normal_cdf_cubics().T]
     above_half = cubic[0].fma(rest, cubic[1]).fma(rest, cubic[2]).fma(rest, cubic[3])
     return x.fma(0.5, magnitude * above_half)
 
 
-def _looked_up(table: Sequence[float], index: Expr) -> Vector:
+def _looked_up(table: Sequence[float], index: Expr) -> Expr:
     halves = [
         T.Shuffle([T.float32(float(value)) for value in half], list(range(16)))
         for half in (table[:16], table[16:])
     ]
     name = "llvm.x86.avx512.vpermi2var.ps.512"
-    return Vector(bind(intrinsic("float32x16", name, halves[0], index, halves[1])), 16)
+    return bind(intrinsic("float32x16", name, halves[0], index, halves[1]))
 
 
 @cache

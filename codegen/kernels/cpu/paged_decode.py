@@ -206,7 +206,7 @@ class _Emitter:
         highest = bind(total[0])
         with T.serial(self.parts) as part:
             at = bind(first + part * self.partial)
-            weight = exp2(Vector(self.partials[at + dim], 1) - Vector(highest, 1)).value
+            weight = exp2(Vector(self.partials[at + dim] - highest, 1, self.spec.isa)).value
             store(total, 1, total[1] + weight * self.partials[at + (dim + 1)], 1)
 
             def add(d: Expr, width: int) -> None:

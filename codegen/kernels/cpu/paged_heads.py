@@ -144,7 +144,7 @@ class QueryHeads:
         kept[0] = splat(old, width)
         with T.serial(count) as step:
             at = bind(first + step * width)
-            score = self.spec.scores.value(load(self.weights, at, width), width)
+            score = self.spec.scores.value(load(self.weights, at, width), width, self.spec.isa)
             score = bind(self._seen(score, bind(position + step * width)))
             store(self.weights, at, score, width)
             kept[0] = T.max(kept[0], score)
@@ -152,11 +152,12 @@ class QueryHeads:
         kept[0] = splat(0.0, width)
         with T.serial(count) as step:
             at = bind(first + step * width)
-            weight = exp2(Vector(load(self.weights, at, width) - splat(new, width), width)).value
+            power = load(self.weights, at, width) - splat(new, width)
+            weight = exp2(Vector(power, width, self.spec.isa)).value
             store(self.weights, at, weight, width)
             kept[0] = kept[0] + weight
         total = reduce_lanes(bind(kept[0]), width, _plus)
-        rescale = exp2(Vector(old, 1) - Vector(new, 1)).value
+        rescale = exp2(Vector(old - new, 1, self.spec.isa)).value
         store(self.maximum, head, new, 1)
         store(self.rescale, head, rescale, 1)
         store(self.sum, head, self.sum[head] * rescale + total, 1)

@@ -156,7 +156,7 @@ def finish_rows(
         value = load(y, offset, width)
         if bias is not None:
             value = value + load(bias, row, width)
-        value = activation(Vector(bind(value), width)).value
+        value = activation(Vector(bind(value), width, isa)).value
         if residual is not None:
             value = value + load(residual, offset, width)
         store(y, offset, value, width)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.math import LOG2E, Vector, tanh
 from sparsify.codegen.kernels.cpu.simd import Expr, bind, in_name, splat
 
@@ -40,11 +41,11 @@ class Scores:
         plain = self.scale * T.float32(LOG2E)
         return bind(T.Select(self.capped, self.scale / self.softcap, plain))
 
-    def value(self, product: Expr, width: int) -> Expr:
+    def value(self, product: Expr, width: int, isa: Isa) -> Expr:
         """The score of such a query's product with a key; a cap of each call's is applied."""
         if self._known and not self.softcap:
             return product
-        bound = tanh(Vector(product, width))
+        bound = tanh(Vector(product, width, isa))
         if self._known:
             return (bound * (self.softcap * LOG2E)).value
         return bind(bound.value * splat(self.softcap * T.float32(LOG2E), width))

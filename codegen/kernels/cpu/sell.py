@@ -11,6 +11,7 @@ for chunk of row groups, token tile (parallel):
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from tvm.tirx.script.builder import ir as T
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
 from sparsify.codegen.kernels.cpu.lane_linear import LaneLinear, LaneTiles
+from sparsify.codegen.kernels.cpu.math import float_type
 from sparsify.codegen.kernels.cpu.operands import linear_operands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
@@ -29,7 +31,9 @@ from sparsify.codegen.kernels.cpu.simd import (
     choose,
     i64,
     intrinsic,
+    lane_factors,
     load,
+    prefetch,
     prim_func,
     splat,
     store,
@@ -37,6 +41,9 @@ from sparsify.codegen.kernels.cpu.simd import (
     tiled_tasks,
 )
 from sparsify.layouts import LANES, Sell
+
+Column = Callable[[Any], Any]
+"""Loads a vector of a column's activations, a step from the tile's first."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,11 @@ class SellTiles(LaneTiles):
         chunk_groups: row groups of one task.
         in_features, out_features: features of ``x`` and of ``y``.
         ragged: the last group may have slots without a row, whose output is -1.
+        ahead: values between a prefetch and its use; 0: weights are in cache.
         x, starts, outputs, columns, values, y: the kernel's arguments, to be set before `task`.
     """
 
+    ahead: int = 0
     starts: Expr
     outputs: Expr
     columns: Expr
@@ -143,8 +152,16 @@ class SellTiles(LaneTiles):
         at = [bind(y_base + row[r] * tile.pitch) for r in range(self.rows)]
         total = Registers(self.rows * tile.vectors, self.isa.vector)
         self._start(tile, total, block, row, at)
-        with T.serial(steps) as step:
-            self._step(tile, total, bind((begin + step) * self.rows), x_block)
+        together = self.isa.steps_together
+        with T.serial(T.floordiv(steps, together)) as run:
+            for i in range(together):
+                slot = bind((begin + (run * together + i)) * self.rows)
+                self._step(tile, total, slot, x_block)
+        if together > 1:
+            single = bind(T.floormod(steps, together))
+            with T.serial(single) as step:
+                slot = bind((begin + (steps - single + step)) * self.rows)
+                self._step(tile, total, slot, x_block)
         self._finish(tile, total, block, row, at)
 
     def _start(
@@ -168,22 +185,60 @@ class SellTiles(LaneTiles):
         choose(self.blocked, block == 0, from_bias, from_memory)
 
     def _step(self, tile: LaneTile, total: Registers, slot: Expr, x_block: Expr) -> None:
+        if self.ahead:
+            prefetch(self.values, slot + self.ahead)
+            prefetch(self.columns, T.floordiv(slot + self.ahead, 4))
         for quad in range(0, self.rows, 4):
-            packed = bind(self.columns[T.floordiv(slot, 4) + quad // 4])
+            columns = self._columns(tile, slot + quad, x_block)
             weights = self._weights(slot + quad)
-            for r in range(4):
-                x_at = bind(x_block + _column(packed, r, tile.pitch))
+            for r, column in enumerate(columns):
                 for v in range(tile.vectors):
                     i = (quad + r) * tile.vectors + v
-                    x = load(self.x, x_at + tile.step(v, self.in_features), self.isa.vector)
-                    total[i] = total[i] + weights[r] * x
+                    total[i] = total[i] + weights[r] * column(tile.step(v, self.in_features))
+
+    def _columns(self, tile: LaneTile, slot: Expr, x_block: Expr) -> Iterator[Column]:
+        """The columns of four neighbouring nonzeros."""
+        if self._by_words(tile):
+            return self._columns_by_words(slot, x_block)
+        packed = bind(self.columns[T.floordiv(slot, 4)])
+
+        def column(r: int) -> Column:
+            at = bind(x_block + _column(packed, r, tile.pitch))
+            return lambda step: load(self.x, at + step, self.isa.vector)
+
+        return map(column, range(4))
+
+    def _by_words(self, tile: LaneTile) -> bool:
+        """Whether columns are offsets of less than 2 ** 14 that need no scaling."""
+        small = isinstance(self.k_block, int) and self.k_block * LANES <= 1 << 14
+        return self.isa.shifted_operands and small and tile.pitch == LANES
+
+    def _columns_by_words(self, slot: Expr, x_block: Expr) -> Iterator[Column]:
+        """Two columns a word: an addition masks and scales the lower, or shifts the upper.
+
+        The word shifted by 14 is the upper column in bytes, since the lower has no such bits.
+        """
+        width = self.isa.vector
+        words = T.decl_buffer((self.columns.shape[0] * 2,), "uint32", data=self.columns.data)
+        byte = T.decl_buffer((self.x.shape[0] * 4,), "uint8", data=self.x.data)
+
+        def column(r: int) -> Column:
+            word = bind(words[T.floordiv(slot, 2) + r // 2])
+            if r % 2 == 0:
+                at = bind(x_block + T.Cast("int64", T.bitwise_and(word, T.uint32(0xFFFF))))
+                return lambda step: load(self.x, at + step, width)
+            at = bind(x_block * 4 + T.shift_right(T.Cast("int64", word), T.int64(14)))
+            return lambda step: T.reinterpret(
+                float_type(width), load(byte, at + step * 4, 4 * width)
+            )
+
+        return map(column, range(4))
 
     def _weights(self, slot: Expr) -> list[Expr]:
         """Four neighbouring values, each spread over a vector."""
         width, permuted = self.isa.vector, len(self.controls)
-        if width == 4:  # multiply-adds of 128-bit vectors take one lane of a vector as a factor
-            quad = bind(load(self.values, slot, 4))
-            return [bind(T.Shuffle([quad], [r] * 4)) for r in range(4)]
+        if width == 4:
+            return lane_factors(self.values, [slot + r for r in range(4)])
         weights = []
         if permuted:
             quad = load(self.values, slot, 4)

@@ -104,7 +104,7 @@ class GatedTiles(SellTiles):
             at = bind(row * LANES)
             for v in range(tile.vectors):
                 sums = at + tile.step(v, self.out_features)
-                gate = Vector(load(self.y, sums, width), width)
+                gate = Vector(load(self.y, sums, width), width, self.isa)
                 up = load(self.y, sums + self.window * LANES, width)
                 opened = ACTIVATIONS[self.activation](gate).value
                 store(self.result, base + at + tile.step(v, self.y_features), opened * up, width)

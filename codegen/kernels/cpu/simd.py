@@ -146,6 +146,24 @@ def splat(value: Expr, width: int) -> Expr:
     return T.Broadcast(value, width) if width > 1 else value
 
 
+def lane_factors(buffer: Expr, offsets: Sequence[Expr]) -> list[Expr]:
+    """Neighbouring scalars as factors of a 4-lane vector's multiply-adds, which take a lane each.
+
+    They come by loads of four lanes, two and one.
+    """
+    factors: list[Expr] = []
+    while len(factors) < len(offsets):
+        left = len(offsets) - len(factors)
+        count = 4 if left >= 4 else 2 if left >= 2 else 1
+        lanes = bind(load(buffer, offsets[len(factors)], count))
+        if count == 1:
+            factors.append(bind(splat(lanes, 4)))
+        else:
+            whole = [lanes] * (4 // count)
+            factors += [bind(T.Shuffle(whole, [i] * 4)) for i in range(count)]
+    return factors
+
+
 def remainder(count: int, width: int) -> Iterator[tuple[int, int]]:
     """What whole vectors leave of a run of elements, as ``(offset, width)`` of narrower ones."""
     done = count // width * width
@@ -185,11 +203,16 @@ def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *operands)
 
 
-def prefetch(buffer: Expr, offset: Expr, *, write: bool = False) -> None:
-    """Asks for a cache line; an address past the buffer is harmless."""
-    line = T.address_of(buffer[offset])
+def prefetch(buffer: Expr, offset: Expr, *, write: bool = False, near: bool = True) -> None:
+    """Asks for a cache line; an address past the buffer is harmless.
+
+    Args:
+        near: into the first-level cache; else into the second, of which a core may wait for more
+            lines at once.
+    """
+    line, locality = T.address_of(buffer[offset]), T.int32(3 if near else 2)
     T.evaluate(
-        T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(write), T.int32(3), T.int32(1))
+        T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(write), locality, T.int32(1))
     )
 
 

@@ -54,7 +54,7 @@ class _Row:
 
     def __init__(self, isa: Isa, x: Expr, y: Expr, base: Expr, features: Expr) -> None:
         self.x, self.y, self.base, self.features = x, y, base, features
-        self.width = isa.vector
+        self.width, self.isa = isa.vector, isa
         self.whole = bind(T.floordiv(features, self.width))
 
     def emit(self) -> None:
@@ -73,9 +73,8 @@ class _Row:
 
     def _weight(self, at: Expr, width: int, maximum: Expr) -> Expr:
         """``exp(x - maximum)``, which is also stored."""
-        power = (Vector(load(self.x, at, width), width) - Vector(splat(maximum, width), width)) * (
-            LOG2E
-        )
+        value = Vector(load(self.x, at, width), width, self.isa)
+        power = (value - Vector(splat(maximum, width), width, self.isa)) * LOG2E
         seen = bind(
             T.Select(power.value < splat(_SMALLEST, width), splat(0.0, width), exp2(power).value)
         )

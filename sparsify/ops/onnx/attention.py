@@ -225,6 +225,8 @@ def found(zeroed: bool) -> tuple[str, ...]:
     )
 
 
+_FLAGS = (False, True)
 KINDS = tuple(
-    attention(mask, *kind) for mask, *kind in product(MASKS, *((False, True) for _ in range(3)))
+    attention(mask, causal, window, softcap)
+    for mask, causal, window, softcap in product(MASKS, _FLAGS, _FLAGS, _FLAGS)
 )

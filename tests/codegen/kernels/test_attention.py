@@ -26,7 +26,7 @@ SIZES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel; ``split`` has query, key and value in tensors of their own."""
+    """A kernel; ``split``: query, key and value are tensors of their own; ``tile`` widens tiles."""
 
     heads: int
     kv_heads: int
@@ -39,6 +39,7 @@ class Case:
     softcap: float = 0.0
     block: tuple[int, int] | None = None
     skip: float = 0.0
+    tile: int = 1
 
     @property
     def features(self) -> tuple[int, int, int]:
@@ -67,7 +68,7 @@ class Case:
             self.causal,
             self.sinks,
             self.mask,
-            {"avx512": 2, "avx2": 1, "neon": 4}[isa.name],
+            {"avx512": 2, "avx2": 1, "neon": 4}[isa.name] * self.tile,
             self.block,
             self.skip,
         )
@@ -88,10 +89,12 @@ CASES = {
     "window": Case(2, 1, 16, causal=True, window=20),
     "window of both sides": Case(2, 2, 8, split=True, window=9, sinks=3),
     "window and sinks": Case(2, 2, 24, causal=True, window=17, sinks=5, softcap=1.5),
-    "soft cap": Case(2, 2, 8, softcap=0.7, split=True),
+    "soft cap": Case(2, 2, 8, softcap=0.7, split=True, tile=2),
     "masked window": Case(2, 2, 8, causal=True, window=30, sinks=40, mask=KEYS),
     "blocks": Case(4, 2, 16, block=(32, 16)),
-    "causal blocks": Case(2, 2, 9, causal=True, block=(64, 48), window=50, sinks=2, softcap=2.0),
+    "causal blocks": Case(
+        2, 2, 9, causal=True, block=(64, 48), tile=2, window=50, sinks=2, softcap=2.0
+    ),
     "masked blocks": Case(2, 2, 8, block=(32, 96), mask=BIAS, split=True),
     "skipping blocks": Case(2, 2, 8, block=(32, 16), skip=3.0),
 }

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tvm.tirx.script.builder import ir as T
 
-from sparsify.codegen.isa import NEON
+from sparsify.codegen.isa import NEON, Isa
 from sparsify.codegen.kernels.cpu import math as kernel_math
 from sparsify.codegen.kernels.cpu.math import Vector
 from sparsify.codegen.kernels.cpu.simd import Tensor, arguments, load, prim_func, store, symbol
@@ -37,6 +37,7 @@ class Elementwise:
     """A kernel ``(x, y)`` that applies one function to vectors of ``width`` elements."""
 
     function: str
+    isa: Isa
     width: int
 
     @property
@@ -49,15 +50,18 @@ class Elementwise:
             x, y = arguments(Tensor("x", (blocks, BLOCK)), Tensor("y", (blocks, BLOCK)))
             with T.serial(blocks * (BLOCK // self.width)) as step:
                 at = step * self.width
-                value = FUNCTIONS[self.function](Vector(load(x, at, self.width), self.width))
+                value = FUNCTIONS[self.function](
+                    Vector(load(x, at, self.width), self.width, self.isa)
+                )
                 store(y, at, value.value, self.width)
         return result[0]
 
 
 @pytest.fixture(scope="module")
 def library(width: Any, build: Callable[..., Any]) -> Any:
-    kernels = [Elementwise(name, width.isa.vector) for name in FUNCTIONS]
-    return build([*kernels, Elementwise("gelu", 1), Elementwise("exp2", 1)], width.target)
+    kernels = [Elementwise(name, width.isa, width.isa.vector) for name in FUNCTIONS]
+    kernels += [Elementwise(name, width.isa, 1) for name in ("gelu", "exp2")]
+    return build(kernels, width.target)
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def apply(library: Any, width: Any) -> Callable[..., torch.Tensor]:
 
     def run(name: str, x: torch.Tensor, vector: int | None = None) -> torch.Tensor:
         blocks = F.pad(x, (0, -x.numel() % BLOCK)).view(-1, BLOCK)
-        kernel = Elementwise(name, vector or width.isa.vector)
+        kernel = Elementwise(name, width.isa, vector or width.isa.vector)
         return library(kernel, [blocks], blocks.shape).flatten()[: x.numel()]
 
     return run
@@ -188,7 +192,8 @@ def test_bounded_functions_at_the_extremes(
 
 
 def test_neon_computes_on_vectors(assembly_for_neon: Callable[..., str]) -> None:
-    assembly = assembly_for_neon([Elementwise(name, NEON.vector) for name in FUNCTIONS])
+    assembly = assembly_for_neon([Elementwise(name, NEON, NEON.vector) for name in FUNCTIONS])
     assert "fmla\tv" in assembly
     assert "frintx\tv" in assembly
+    assert "fmax\tv" in assembly and "bsl\tv" not in assembly
     assert not re.search(r"\tbl\t(rint|exp2?|pow|erf|tanh)f?\n", assembly), "calls the C library"

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import sparsify
 from sparsify import ops
 from sparsify.contracts import PassContext
+from sparsify.passes.graph import arguments
 
 
 @torch.no_grad()
@@ -62,8 +63,9 @@ def test_a_sparse_weight_stays_sparse(block, portable, calibration, apply):
     pruned = sparsify.prune(block, sparsify.Unstructured(0.6))
     result = apply(portable(pruned), sparsify.Cats(0.5, calibration))
     program = result.programs["forward"]
-    linears = [n for n in program.graph.nodes if n.target == ops.sparse_linear.overload]
-    assert linears and {n.args[2] for n in linears} == {"csr"}
+    linears = [n for n in program.graph.nodes if n.target in ops.LINEARS]
+    assert len(linears) == 6
+    assert {arguments(n)["layout"] for n in linears} == {"csr"}
     forward, _ = by_hand(pruned, [b[0] for b in calibration.batches], 0.5)
     x = torch.randn(9, 24)
     torch.testing.assert_close(program.run(x), forward(x), atol=2e-5, rtol=2e-5)
@@ -84,6 +86,18 @@ def test_a_place_with_too_large_an_error_stays_dense(block, portable, calibratio
         recipe.run(portable(block), PassContext(strict=True))
 
 
+def test_a_place_can_have_as_much_as_its_error_allows(block, portable, calibration, apply):
+    plain = apply(portable(block), sparsify.Cats(0.9, calibration)).decisions
+    limit = 0.1
+    assert all(d.error > limit for d in plain)
+    fitted = apply(portable(block), sparsify.Cats(0.9, calibration, max_error=limit, fit=True))
+    for decision, before in zip(fitted.decisions, plain, strict=True):
+        assert decision.verdict == "rewritten"
+        assert 0.7 * limit < decision.error <= limit and decision.density > before.density
+    loose = sparsify.Cats(0.9, calibration, max_error=0.999, fit=True)
+    assert [d.error for d in apply(portable(block), loose).decisions] == [d.error for d in plain]
+
+
 def test_sites_can_be_chosen(block, portable, calibration, apply):
     for options in ({"sites": ("*.1",)}, {"skip": ("*.0",)}):
         result = apply(portable(block), sparsify.Cats(0.5, calibration, **options))
@@ -99,6 +113,7 @@ def test_sites_can_be_chosen(block, portable, calibration, apply):
         ({"sparsity": "half"}, TypeError, "a number"),
         ({"calibration": [torch.randn(2, 24)]}, TypeError, "sparsify.Calibration"),
         ({"max_error": 0}, ValueError, "above 0"),
+        ({"fit": True}, ValueError, "needs a max_error"),
         ({"entries": ("decode",)}, ValueError, "no program 'decode'"),
     ],
 )

@@ -89,6 +89,16 @@ int sparsify_check_weights(const void *weights, size_t bytes, const void *identi
   return SPARSIFY_OK;
 }
 
+int sparsify_clear_state(void *memory, size_t bytes, size_t expected_bytes) {
+  if (!memory) return fail(SPARSIFY_NULL, "the memory of the state", NULL, " is null");
+  if (misaligned(memory))
+    return fail(SPARSIFY_MISALIGNED, "the memory of the state", NULL, " is misaligned");
+  if (bytes < expected_bytes)
+    return fail(SPARSIFY_WRONG_SIZE, "the memory of the state", NULL, " is too small");
+  memset(memory, 0, expected_bytes);
+  return SPARSIFY_OK;
+}
+
 static int64_t size_of(int32_t size, const int64_t *computed) {
   return size >= 0 ? size : computed[-1 - size];
 }
@@ -141,7 +151,7 @@ typedef struct {
   const uint8_t *weights;
   const sparsify_tensor *inputs;
   sparsify_tensor *outputs;
-  uint8_t *arena;
+  uint8_t *state, *arena;
   int64_t computed[SPARSIFY_MAX_COMPUTED];
 } Run;
 
@@ -149,6 +159,7 @@ static void *address(const Run *run, const sparsify_value *value) {
   switch (value->where) {
     case SPARSIFY_IN_INPUT: return run->inputs[value->index].data;
     case SPARSIFY_IN_OUTPUT: return run->outputs[value->index].data;
+    case SPARSIFY_IN_STATE: return run->state + (size_t)value->index * SPARSIFY_ALIGNMENT;
     case SPARSIFY_IN_ARENA: return run->arena + (size_t)value->index * SPARSIFY_ALIGNMENT;
     default: /* kernels only read weights */
       return (void *)(uintptr_t)(run->weights + (size_t)value->index * SPARSIFY_ALIGNMENT);
@@ -199,10 +210,16 @@ static int32_t call(const Run *run, const sparsify_call *step) {
 }
 
 int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsify_tensor *inputs,
-                 sparsify_tensor *outputs, void *workspace, size_t workspace_bytes) {
-  Run run = {entry, weights, inputs, outputs, workspace, {0}};
+                 sparsify_tensor *outputs, void *const *state, void *workspace,
+                 size_t workspace_bytes) {
+  Run run = {entry, weights, inputs, outputs, NULL, workspace, {0}};
   if (!weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, " was not initialised");
   if (!inputs || !outputs) return fail(SPARSIFY_NULL, "inputs or outputs", NULL, " are null");
+  if (entry->state_bytes) {
+    if (!state) return fail(SPARSIFY_NULL, "the state", NULL, " is null");
+    if (!*state) return fail(SPARSIFY_NOT_READY, "the state", NULL, " was not initialised");
+    run.state = *state;
+  }
   if (!workspace && entry->workspace_bytes)
     return fail(SPARSIFY_NULL, "the workspace", NULL, " is null");
   if (misaligned(workspace))

@@ -19,7 +19,7 @@ typedef enum {
   SPARSIFY_WRONG_SIZE = 3,     /* fewer bytes than the tensor, the weights or the workspace need */
   SPARSIFY_MISALIGNED = 4,     /* an address is no multiple of SPARSIFY_ALIGNMENT */
   SPARSIFY_WRONG_WEIGHTS = 5,  /* these weights belong to another model */
-  SPARSIFY_NOT_READY = 6,      /* the model's init was not called, or it failed */
+  SPARSIFY_NOT_READY = 6,      /* the model's or the state's init was not called, or it failed */
   SPARSIFY_SMALL_SCRATCH = 7,  /* built with too small a SPARSIFY_SCRATCH_BYTES */
   SPARSIFY_KERNEL_FAILED = 8   /* a kernel refused its arguments, an index out of range for one */
 } sparsify_status;
@@ -70,7 +70,13 @@ typedef struct {
   uint16_t shape; /* the first of its sizes in `sizes` */
   uint32_t index; /* an input's or output's place, else an offset in units of the alignment */
 } sparsify_value;
-enum { SPARSIFY_IN_INPUT, SPARSIFY_IN_OUTPUT, SPARSIFY_IN_WEIGHTS, SPARSIFY_IN_ARENA };
+enum {
+  SPARSIFY_IN_INPUT,
+  SPARSIFY_IN_OUTPUT,
+  SPARSIFY_IN_WEIGHTS,
+  SPARSIFY_IN_STATE,
+  SPARSIFY_IN_ARENA
+};
 
 typedef struct {
   int32_t type; /* TVM's number of it */
@@ -97,7 +103,7 @@ typedef struct sparsify_entry {
   const uint16_t *operands;
   const sparsify_call *calls;
   void (*compute)(const sparsify_tensor *inputs, int64_t *computed); /* those sizes */
-  size_t workspace_bytes, scratch_bytes;
+  size_t workspace_bytes, scratch_bytes, state_bytes;
 } sparsify_entry;
 #define SPARSIFY_MAX_COMPUTED 64
 
@@ -111,8 +117,14 @@ static inline int64_t sparsify_max(int64_t a, int64_t b) { return a > b ? a : b;
 
 int sparsify_check_weights(const void *weights, size_t bytes, const void *identity,
                            size_t expected_bytes);
+
+/* Whether a state can lie there; if so, it is emptied: all zero. */
+int sparsify_clear_state(void *memory, size_t bytes, size_t expected_bytes);
+
+/* `state` points to the address of the state, and is not read for an entry without one. */
 int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsify_tensor *inputs,
-                 sparsify_tensor *outputs, void *workspace, size_t workspace_bytes);
+                 sparsify_tensor *outputs, void *const *state, void *workspace,
+                 size_t workspace_bytes);
 
 #ifdef __cplusplus
 }

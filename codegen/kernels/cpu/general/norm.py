@@ -71,7 +71,9 @@ class GeneralNorm:
                     value = bind(centred(at, width))
                     return value * value
 
-                variance = Vector(bind(self._sum(features, square) * share_of + epsilon), 1)
+                variance = Vector(
+                    bind(self._sum(features, square) * share_of + epsilon), 1, self.isa
+                )
                 scale = bind(variance.call("llvm.sqrt").rdiv(1.0).value)
 
                 def put(at: Expr, width: int) -> None:

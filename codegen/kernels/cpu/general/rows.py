@@ -29,7 +29,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     symbol,
 )
 
-_TASK_UNITS = 16
+_TASK_UNITS = 8
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class GeneralDenseRows:
     """
 
     isa: Isa
-    rows: int = 4
-    tokens: int = 8
+    rows: int = 8
+    tokens: int = 4
 
     @property
     def name(self) -> str:
@@ -164,7 +164,8 @@ class FinishRows:
 
                 def put(at: Expr, width: int, source: Expr = source, target: Expr = target) -> None:
                     value = load(x, source + at, width) + load(bias, at, width)
-                    value = ACTIVATIONS[self.activation](Vector(bind(value), width)).value
+                    total = Vector(bind(value), width, self.isa)
+                    value = ACTIVATIONS[self.activation](total).value
                     store(y, target + at, value, width)
 
                 along(features, self.isa.vector, put)

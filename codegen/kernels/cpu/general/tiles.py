@@ -124,7 +124,8 @@ class FromTiles:
                 start = bind(load(bias, feature, count))
                 with T.serial(T.min(T.int64(width), tokens - first)) as i:
                     place = bind((first + i) * features + feature)
-                    value = Vector(bind(load(stack, i * count, count) + start), count)
+                    total = bind(load(stack, i * count, count) + start)
+                    value = Vector(total, count, self.isa)
                     value = ACTIVATIONS[self.activation](value).value
                     if residual is not None:
                         value = value + load(residual, place, count)

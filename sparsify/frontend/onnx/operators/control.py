@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from sparsify.frontend.onnx.node import Node
 from sparsify.frontend.onnx.registry import operator
-from sparsify.frontend.onnx.values import Value
+from sparsify.frontend.onnx.values import Value, sizes
+
+
+@operator("OptionalHasElement", since=18)
+def optional_has_element(node: Node, x: torch.Tensor | None = None) -> np.ndarray:
+    """Of a tensor, which is there or left out."""
+    return sizes(x is not None)
+
+
+@operator("OptionalGetElement", since=18)
+def optional_get_element(node: Node, x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 @operator("If", host=("condition",))

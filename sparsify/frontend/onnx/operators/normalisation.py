@@ -46,14 +46,24 @@ def batch_normalization(
     bias: torch.Tensor,
     mean: torch.Tensor,
     variance: torch.Tensor,
-) -> torch.Tensor:
-    """By stored statistics, as outside training."""
-    if node.get("training_mode", 0) or node.wants(1):
-        raise Unsupported("training_mode, which changes the stored statistics")
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """By stored statistics; in training by those of the batch, which are then mixed into them."""
     if not node.get("spatial", 1) and x.dim() > 2:
         raise Unsupported("spatial=0, statistics for each element")
     epsilon = node.get("epsilon", 1e-5)
-    return F.batch_norm(x, mean, variance, scale, bias, training=False, eps=epsilon)
+    if not node.get("training_mode", 0):
+        if node.wants(1):
+            raise Unsupported("statistics as results, from before version 14")
+        return F.batch_norm(x, mean, variance, scale, bias, training=False, eps=epsilon)
+    over = [dim for dim in range(x.dim()) if dim != 1]
+    own_variance, own_mean = torch.var_mean(x, over, correction=0)
+    y = F.batch_norm(x, own_mean, own_variance, scale, bias, training=False, eps=epsilon)
+    kept = node.get("momentum", 0.9)
+    return (
+        y,
+        kept * mean + (1 - kept) * own_mean,
+        kept * variance + (1 - kept) * own_variance,
+    )
 
 
 @operator("InstanceNormalization", since=6)

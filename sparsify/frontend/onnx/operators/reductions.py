@@ -127,6 +127,6 @@ def cumulative_sum(node: Node, x: torch.Tensor, axis: np.ndarray) -> torch.Tenso
     """Also from the end (``reverse``), or without the element itself (``exclusive``)."""
     dim = int(axis.item())
     x = x.flip(dim) if node.get("reverse", 0) else x
-    total = x.cumsum(dim, dtype=x.dtype)
+    total = x.cumsum(dim).to(x.dtype)
     total = total - x if node.get("exclusive", 0) else total
     return total.flip(dim) if node.get("reverse", 0) else total

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PLUGIN = Path(__file__).parents[2] / "benchmarks" / "icount.c"
+PLUGIN = Path(__file__).parents[2] / "sparsify" / "bench" / "icount.c"
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 
 LOOP = """
@@ -37,7 +37,11 @@ def test_instructions_are_counted(tmp_path: Path) -> None:
         command = [EMULATOR, "-plugin", plugin, program, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         counts.append(json.loads(done.stderr))
+    loops = {each["address"]: each["runs"] for each in counts[0].pop("loops")}
+    (loop,) = [each for each in counts[1].pop("loops") if "fmla" in " ".join(each["text"])]
+    assert loop["runs"] - loops.get(loop["address"], 0) == pytest.approx(1000, abs=1)
     more = {name: counts[1][name] - counts[0][name] for name in counts[0]}
+    assert more["vector"] < 50
     assert more["fma"] == 1000
     assert more["loads"] == pytest.approx(2000, abs=50)
     assert 4000 < more["all"] < 8000

@@ -1,0 +1,62 @@
+"""A rule in plain PyTorch, run once on small examples and written down as nodes of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sparsify.passes.graph import aten
+from sparsify.rewriter import Rewriter
+
+
+def record(
+    rewriter: Rewriter,
+    what: object,
+    rule: Callable[..., tuple[torch.Tensor, ...]],
+    operands: Sequence[fx.Node],
+    examples: Sequence[torch.Tensor],
+) -> list[fx.Node]:
+    """The results of an elementwise rule on nodes, at the graph's insertion point.
+
+    Args:
+        what: stands for the rule in errors.
+        examples: of the operands' ranks, on which the rule is run.
+
+    Raises:
+        ValueError: the rule uses an operator that is not elementwise.
+    """
+    made: dict[fx.Node, fx.Node] = {}
+    given = iter(operands)
+    for node in make_fx(rule)(*examples).graph.nodes:
+        if node.op == "placeholder":
+            made[node] = next(given)
+        elif node.op == "output":
+            return [made[result] for result in node.args[0]]
+        elif node.op != "call_function" or any(isinstance(a, list | tuple) for a in node.args):
+            raise ValueError(
+                f"pattern {what}: {node.target} is not elementwise; keep must be made of "
+                "arithmetic, comparisons and logic on its arguments, so that it serves any length"
+            )
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), made.__getitem__)
+            made[node] = rewriter.call(node.target, args, kwargs)
+    raise AssertionError("a traced graph has an output")
+
+
+def ramp(rewriter: Rewriter, count: int | fx.Node, trailing: int = 0) -> fx.Node:
+    """``arange(count)`` with so many dimensions of 1 behind."""
+    made = rewriter.call(aten.arange.start_step, (0, count))
+    for _ in range(trailing):
+        made = rewriter.call(aten.unsqueeze.default, (made, len(made.meta["val"].shape)))
+    return made
+
+
+def unguarded(node: fx.Node) -> AbstractContextManager[Any]:
+    """Evaluates without assumptions: broadcasting supposes that there is more than one block."""
+    shape_env = node.meta["val"].fake_mode.shape_env
+    return nullcontext() if shape_env is None else shape_env.suppress_guards()

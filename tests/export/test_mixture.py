@@ -1,0 +1,97 @@
+"""A layer with experts all the way: compiled, saved, as ONNX, and as C under sanitizers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+import sparsify
+from sparsify.passes import PORTABLE
+from sparsify.passes.partition import Partition
+from sparsify.passes.propagate_lanes import PropagateLanes
+from sparsify.passes.select_experts import SelectExperts
+from sparsify.passes.select_layout import SelectLayout
+
+SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+class Net(nn.Module):
+    """A mixture between two linears, with the residual that decoders have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = MixtralConfig(
+            hidden_size=24, intermediate_size=40, num_local_experts=6, num_experts_per_tok=2
+        )
+        self.enter, self.leave = nn.Linear(10, 24), nn.Linear(24, 7)
+        self.block = MixtralSparseMoeBlock(self.config)
+        for parameter in self.block.parameters():
+            nn.init.normal_(parameter, std=0.3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.enter(x)
+        return self.leave(h + self.block(h))
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    return Net().eval()
+
+
+@pytest.fixture(
+    scope="module", params=["packed_dense", pytest.param("sell", marks=pytest.mark.slow)]
+)
+def compiled(request: pytest.FixtureRequest, net: Net) -> Any:
+    binding = (SelectLayout(), SelectExperts(request.param), PropagateLanes(), Partition())
+    x = torch.randn(2, 20, 10)
+    return sparsify.compile(net, (x,), passes=(*PORTABLE, *binding), strict=True, num_threads=2)
+
+
+def expected(net: Net, x: torch.Tensor) -> torch.Tensor:
+    net.config._experts_implementation_internal = "eager"
+    with torch.no_grad():
+        return net(x)
+
+
+SHAPES = ((1, 1), (1, 7), (2, 17), (3, 40))
+
+
+def test_it_equals_eager(compiled: Any, net: Net) -> None:
+    for shape in SHAPES:
+        x = torch.randn(*shape, 10)
+        torch.testing.assert_close(compiled(x), expected(net, x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_saved_one_does_too(compiled: Any, net: Net, tmp_path: Path) -> None:
+    compiled.save(tmp_path / "net.sparsify")
+    loaded = sparsify.load(tmp_path / "net.sparsify")
+    x = torch.randn(2, 17, 10)
+    torch.testing.assert_close(loaded(x), expected(net, x), atol=1e-5, rtol=1e-5)
+
+
+def test_in_onnx_runtime(compiled: Any, net: Net, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    compiled.export_onnx(tmp_path / "net.onnx")
+    session = ort.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    for shape in SHAPES:
+        x = torch.randn(*shape, 10)
+        (found,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected(net, x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.isa("x86-avx2")
+def test_as_c(compiled: Any, net: Net, host: Any, tmp_path: Path) -> None:
+    compiled.export_c(tmp_path, target="x86-avx2", largest={"x": (3, 40, 10)})
+    program = host.build(tmp_path, flags=SANITIZERS)
+    for shape in SHAPES:
+        x = torch.randn(*shape, 10)
+        np.save(tmp_path / "x.npy", x.numpy())
+        host.run(program, "x.npy", "-o", "y.npy")
+        found = torch.from_numpy(np.load(tmp_path / "y.npy"))
+        torch.testing.assert_close(found, expected(net, x), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,236 @@
+"""State in exported C: what a model changes in place, and results that become the next inputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sparsify
+from sparsify.ops import PAGE
+
+SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+CHUNK, TOKENS = 8, 140
+"""Prompts are longer than a call of prefill, and fill several pages."""
+
+DECODE = f"""
+#include <stdio.h>
+#include <stdlib.h>
+#include "model.h"
+
+enum {{ WIDTH = {-(-TOKENS // PAGE)}, VOCABULARY = 61 }};
+static _Alignas(64) int64_t ids[{CHUNK}], start, count;
+static _Alignas(64) int32_t pages[WIDTH];
+static _Alignas(64) float logits[VOCABULARY];
+static _Alignas(64) unsigned char workspace[MODEL_WORKSPACE_BYTES], memory[MODEL_STATE_BYTES];
+static model_state state;
+
+static int64_t step(int entry, int64_t length) {{
+  sparsify_tensor in[MODEL_PREFILL_INPUTS], out = {{logits, sizeof logits, {{0}}}};
+  in[MODEL_PREFILL_IN_INPUT_IDS] = (sparsify_tensor){{ids, sizeof ids, {{1, length}}}};
+  in[MODEL_PREFILL_IN_PAGES] = (sparsify_tensor){{pages, sizeof pages, {{1, WIDTH}}}};
+  in[MODEL_PREFILL_IN_STARTS] = (sparsify_tensor){{&start, sizeof start, {{1}}}};
+  in[MODEL_PREFILL_IN_COUNTS] = (sparsify_tensor){{&count, sizeof count, {{1}}}};
+  count = length;
+  if (model_run_entry(entry, in, &out, &state, workspace, sizeof workspace) != SPARSIFY_OK) {{
+    printf("%s\\n", model_last_error());
+    exit(0);
+  }}
+  start += length;
+  int64_t best = 0;
+  for (int i = 1; i < VOCABULARY; ++i)
+    if (logits[i] > logits[best]) best = i;
+  return best;
+}}
+
+/* The prompt's tokens, then how many more; "!" instead of a page that the cache has. */
+int main(int argc, char **argv) {{
+  if (model_init(model_weights, MODEL_WEIGHTS_BYTES) != SPARSIFY_OK) return 1;
+  for (int i = 0; i < WIDTH; ++i) pages[i] = WIDTH - 1 - i;
+  if (argv[1][0] == '!') pages[0] = WIDTH;
+  if (argv[1][0] != '?' &&
+      model_state_init(&state, memory, sizeof memory) != SPARSIFY_OK) return 1;
+  for (int again = 0; again < 2; ++again) {{
+    int64_t token = 0, length = 0;
+    start = 0;
+    for (int i = 2; i < argc - 1; ++i) {{
+      ids[length++] = atoi(argv[i]);
+      if (length == {CHUNK} || i == argc - 2) {{
+        token = step(0, length);
+        length = 0;
+      }}
+    }}
+    for (int i = 0; i < atoi(argv[argc - 1]); ++i) {{
+      printf("%d ", (int)token);
+      ids[0] = token;
+      token = step(1, 1);
+    }}
+    printf("\\n");
+    if (model_state_reset(&state) != SPARSIFY_OK) return 1;
+  }}
+  return 0;
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def language_model(tiny_lm: Any) -> tuple[Any, Any]:
+    model = tiny_lm.MODELS["llama"]()
+    return model, sparsify.compile(sparsify.prune(model, sparsify.Unstructured(0.5)))
+
+
+def decoded(there: Any, program: Path, prompt: torch.Tensor, new: int) -> list[list[int]]:
+    said = there.run(program, "-", *prompt.tolist(), new).stdout
+    return [list(map(int, line.split())) for line in said.splitlines()]
+
+
+@pytest.mark.isa("x86-avx2")
+def test_a_language_model_decodes_under_sanitizers(
+    language_model: tuple[Any, Any], host: Any, tmp_path: Path
+) -> None:
+    _, compiled = language_model
+    compiled.export_c(tmp_path, target="x86-avx2", max_tokens=TOKENS, chunk=CHUNK)
+    (tmp_path / "decode.c").write_text(DECODE)
+    program = host.build(tmp_path, sources=("decode.c",), flags=SANITIZERS)
+    for length, new in ((1, 3), (19, 12), (122, 14)):
+        prompt = torch.randint(1, 61, (length,))
+        wanted = compiled.generate(prompt[None], max_new_tokens=new)[0, length:].tolist()
+        # The second time from a state that was reset.
+        assert decoded(host, program, prompt, new) == [wanted, wanted]
+    said = host.run(program, "!", 5, 1).stdout
+    assert said.startswith("IndexError: kv_append: ") and "page" in said
+    assert host.run(program, "?", 5, 1).stdout == "the state was not initialised\n"
+
+
+@pytest.mark.parametrize("target", [
+    pytest.param("raspberry-pi/4b", marks=pytest.mark.slow),
+    pytest.param("wasm-simd", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_language_model_decodes_on_other_machines(
+    target: str, language_model: tuple[Any, Any], toolchain: Any, tmp_path: Path
+) -> None:
+    there, (_, compiled) = toolchain(target), language_model
+    compiled.export_c(tmp_path, target=target, max_tokens=TOKENS, chunk=CHUNK)
+    (tmp_path / "decode.c").write_text(DECODE)
+    if not there.linked_weights:
+        pytest.skip("this program reads its weights from a file")
+    program = there.build(tmp_path, sources=("decode.c",))
+    prompt = torch.randint(1, 61, (19,))
+    wanted = compiled.generate(prompt[None], max_new_tokens=12)[0, 19:].tolist()
+    assert decoded(there, program, prompt, 12) == [wanted, wanted]
+
+
+class Filter(nn.Module):
+    """Two states, one of which swaps into the other, and a result that is a state too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(24, 16)
+
+    def forward(
+        self, x: torch.Tensor, h: torch.Tensor, before: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        new = torch.tanh(self.mix(torch.cat([x, h], -1)))
+        return {"y": new + before, "new": new, "old": h * 1.0}
+
+
+@pytest.fixture(scope="module")
+def filter_() -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    net = Filter().eval()
+    examples = (torch.randn(3, 8), torch.randn(3, 16), torch.randn(3, 16))
+    rows = {0: torch.export.Dim.AUTO}
+    return net, sparsify.compile(net, examples, dynamic_shapes=(rows, rows, rows))
+
+
+STATE = {"h": "new", "before": "old"}
+
+
+@pytest.mark.isa("x86-avx2")
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
+def test_results_that_are_the_next_inputs(filter_: tuple[nn.Module, Any], tmp_path: Path) -> None:
+    """Through the wrapper for Python, which has a reset."""
+    net, compiled = filter_
+    compiled.export_c(tmp_path, target="x86-avx2", state=STATE)
+    header = (tmp_path / "model.h").read_text()
+    assert "float *h; /* float32 [3, 16] */" in header
+    build = tmp_path / "build"
+    for command in (
+        ["cmake", "-S", tmp_path, "-B", build, "-DMODEL_SHARED=ON"], ["cmake", "--build", build]
+    ):  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    spec = importlib.util.spec_from_file_location("stateful", tmp_path / "model.py")
+    assert spec is not None and spec.loader is not None
+    wrapper = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wrapper)
+    model = wrapper.Model(str(build / "libmodel.so"))
+    for _ in range(2):
+        h, before = torch.zeros(3, 16), torch.zeros(3, 16)
+        for _ in range(4):
+            x = torch.randn(3, 8)
+            wanted = net(x, h, before)
+            found = model(x.numpy())
+            assert list(found) == ["y"]
+            np.testing.assert_allclose(found["y"], wanted["y"].detach(), atol=1e-5)
+            h, before = wanted["new"].detach(), wanted["old"].detach()
+        model.reset()
+    with pytest.raises(ValueError, match="input 'x' has a size out of its range"):
+        model(np.zeros((2, 8), "f4"))  # the state is for three rows
+
+
+def test_what_cannot_be_state(filter_: tuple[nn.Module, Any], tmp_path: Path) -> None:
+    _, compiled = filter_
+
+    def refused(message: str, **state: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            compiled.export_c(tmp_path / "none", target="x86-avx2", state=state)
+        assert not (tmp_path / "none").exists()
+
+    refused("has no input 'g'; its inputs are x, h, before", g="new")
+    refused("has no result 'newer'; its results are y, new, old", h="newer")
+    refused(r"a state of float32 .* cannot become float32 .*", x="new")
+
+
+@pytest.mark.isa("x86-avx2")
+def test_an_export_that_fails_leaves_what_was_there(
+    filter_: tuple[nn.Module, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, compiled = filter_
+    folder = tmp_path / "c"
+    compiled.export_c(folder, target="x86-avx2")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "own.txt").write_text("the user's")
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("sparsify.codegen.emit.c.archive._Weights.write", full)
+    with pytest.raises(OSError, match="no space left"):
+        compiled.export_c(folder, target="x86-avx512", state=STATE)
+    monkeypatch.undo()
+    assert {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "own.txt"} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c"]
+    compiled.export_c(folder, target="x86-avx2", state=STATE)
+    assert (folder / "own.txt").exists() and "model_state" in (folder / "model.h").read_text()
+
+
+def test_what_a_target_cannot_address_is_refused(
+    filter_: tuple[nn.Module, Any], tmp_path: Path
+) -> None:
+    _, compiled = filter_
+    most = 30_000_000
+    largest = {"x": (most, 8), "h": (most, 16), "before": (most, 16)}
+    message = (
+        r"more than the 2 GiB that programs for 'armv7-neon' can use, with s\d+ = 30000000: .*"
+    )
+    with pytest.raises(ValueError, match=message + "inputs and outputs 10,"):
+        compiled.export_c(tmp_path / "none", target="armv7-neon", largest=largest)
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,101 @@
+"""Patterns in the prefill of a language model: which blocks are selected, and what it computes."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import sparsify
+from sparsify.calibration import Calibration
+from sparsify.contracts import PassContext
+from sparsify.frontend.causal_lm import import_causal_lm
+from sparsify.passes import PORTABLE, run_pipeline
+from sparsify.passes.attention_trust import BudgetError
+from sparsify.passes.graph import arguments
+from sparsify.passes.pattern_attention import PatternAttention
+from sparsify.patterns import Pattern, Sharded, Strided, WindowSinks
+from sparsify.program import ProgramSet
+from tests.tiny_lm import MODELS
+
+BLOCK, HEADS = 32, 4
+
+
+@pytest.fixture(scope="module")
+def programs() -> ProgramSet:
+    torch.manual_seed(0)
+    return run_pipeline(import_causal_lm(MODELS["llama"]()), PORTABLE).programs
+
+
+def attentions(programs: ProgramSet, name: str) -> list[Any]:
+    nodes = [n for n in programs[name].graph.nodes if "paged_attention" in str(n.target)]
+    return [arguments(node) for node in nodes]
+
+
+@pytest.mark.parametrize("pattern", [Strided(0, 3), Sharded(3, 0)], ids=lambda p: p.name)
+@pytest.mark.parametrize("tokens", [1, 33, 150])
+def test_prefill_selects_what_the_pattern_keeps(
+    pattern: Pattern, tokens: int, programs: ProgramSet
+) -> None:
+    result = PatternAttention(pattern, block=BLOCK).run(programs, PassContext())
+    program = result.programs["prefill"]
+    nodes = {o["selected"] for o in attentions(result.programs, "prefill")}
+    assert len(nodes) == 1, "all layers share one selection"
+    seen: list[torch.Tensor] = []
+    Calibration([torch.randint(0, 60, (tokens,))]).run(
+        program, lambda _, lists: seen.append(lists), nodes
+    )
+    blocks = -(-tokens // BLOCK)
+    marks = pattern.marks(blocks, HEADS).tril()
+    (lists,) = seen
+    assert lists.shape[:3] == (1, *marks.shape[:2])
+    for own, found in zip(marks.flatten(0, 1), lists.flatten(0, 2).tolist(), strict=True):
+        expected = own.nonzero()[:, 0].tolist()
+        assert found == expected + [-1] * (len(found) - len(expected))
+
+
+def test_decode_is_left_alone_and_says_so(programs: ProgramSet) -> None:
+    result = PatternAttention(Strided(), block=BLOCK).run(programs, PassContext())
+    assert all(o["selected"] is None for o in attentions(result.programs, "decode"))
+    reasons = [d.reason for d in result.decisions if d.site.startswith("decode")]
+    assert reasons and all("this is one token" in reason for reason in reasons)
+
+
+def test_a_budget_names_layer_and_head(programs: ProgramSet) -> None:
+    texts = Calibration([torch.randint(0, 60, (130,))])
+    recipe = PatternAttention(WindowSinks(0, 0), BLOCK, calibration=texts, budget_error=1e-3)
+    with pytest.raises(BudgetError, match=r"head \d of prefill\.layers\.\d\.attention"):
+        recipe.run(programs, PassContext())
+
+
+@pytest.mark.slow
+def test_the_compiled_model_reads_the_same() -> None:
+    """A prompt, then a second one behind it that starts inside a block."""
+    torch.manual_seed(0)
+    model = MODELS["llama"]()
+    recipe = PatternAttention(Sharded(3, 0), block=BLOCK)
+    compiled = sparsify.compile(model, recipe=recipe, num_threads=1)
+    assert compiled.report.fallbacks == ()
+    ids = torch.randint(0, 60, (1, 170))
+    for first in (130, 64):
+        cache = compiled.new_cache(1, 170)
+        compiled(ids[:, :first], cache)
+        found = compiled(ids[:, first:], cache)
+        expected = _logits(model, ids, first)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def _logits(model: Any, ids: torch.Tensor, first: int) -> torch.Tensor:
+    """Of the last token by the model itself, with the pattern as a mask of each head."""
+    total = ids.shape[1]
+    at = torch.arange(total)
+    query = torch.where(at < first, at // BLOCK, (first + (at - first) // BLOCK * BLOCK) // BLOCK)
+    start = torch.where(at < first, at // BLOCK * BLOCK, first + (at - first) // BLOCK * BLOCK)
+    key, head = at // BLOCK, torch.arange(HEADS)[:, None, None]
+    kept = Sharded(3, 0).keep(query[:, None], key, head)
+    last = (start + BLOCK - 1) // BLOCK
+    kept = kept | ((key >= query[:, None]) & (key <= last[:, None]))
+    seen = kept & (at <= at[:, None])
+    model.config._attn_implementation = "sdpa"
+    with torch.no_grad():
+        mask = torch.where(seen, 0.0, -torch.inf)[None]
+        return model(ids, attention_mask=mask, use_cache=False).logits[:, -1]  # type: ignore[no-any-return]
