@@ -112,8 +112,8 @@ def select_pages(
 
     A sequence of at most ``budget`` pages is read whole. Of a longer one the first ``sinks`` and
     the latest ``recent`` pages are read, and of the others those whose score is highest: a page's
-    score for a key head is the largest of its query heads' scores, each taken relative to the best
-    that this head gives to any page. Of equal pages the earlier is taken.
+    score for a key head is the largest of its query heads' scores. Of equal pages the earlier is
+    taken.
 
     Args:
         query, keys, pages, lengths, counts, layer, heads, offset: as `paged_attention` takes them.
@@ -145,7 +145,7 @@ def select_pages(
                         for name, tensor in zip(chosen_by.tensors, tensors, strict=True)
                     },
                 )
-                score = (scores - scores.amax(1, keepdim=True)).amax(0)
+                score = scores.amax(0)
                 score[:sinks] = torch.inf
                 score[full + 1 - recent :] = torch.inf
                 best = score.sort(descending=True, stable=True).indices[: budget - 1]

@@ -2,7 +2,7 @@
 
 for token, kv head (parallel):
   for page, query head: score                                 # page_scores.py
-  rank of a page = largest over query heads of score - best score of the head
+  rank of a page = largest over query heads of score
   the pages of the highest ranks, ascending                   # top_ranks.py
 """
 
@@ -20,15 +20,12 @@ from sparsify.codegen.kernels.cpu.paged_cache import PAGE, WHOLE, CacheOperands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Integer,
-    Registers,
     Tensor,
     arguments,
     bind,
     choose,
     load,
     prim_func,
-    reduce_lanes,
-    splat,
     store,
     symbol,
 )
@@ -148,24 +145,11 @@ class _Emitter:
         choose(True, read <= spec.budget, whole, best)
 
     def _rank(self, ranked: TopRanks, scores: Expr) -> None:
-        """The largest of the heads' scores, each less the head's best; the rules on top."""
-        width, best = self.width, []
-        for head in range(self.group):
-            first = bind(scores + head * self.padded)
-            with T.serial(ranked.steps * width - ranked.count) as rest:
-                store(self.scores, first + ranked.count + rest, T.float32(float("-inf")), 1)
-            highest = Registers(1, width)
-            highest[0] = splat(float("-inf"), width)
-            with T.serial(ranked.steps) as step:
-                highest[0] = T.max(highest[0], load(self.scores, first + step * width, width))
-            best.append((first, bind(reduce_lanes(bind(highest[0]), width, T.max))))
+        """The largest of the heads' scores, and above them what is always read."""
+        first = [bind(scores + head * self.padded) for head in range(self.group)]
 
         def rank(offset: Expr) -> Expr:
-            heads = [
-                bind(load(self.scores, first + offset, width) - splat(highest, width))
-                for first, highest in best
-            ]
-            return reduce(T.max, heads)
+            return reduce(T.max, (load(self.scores, at + offset, self.width) for at in first))
 
         ranked.put(rank)
         ranked.force(T.int64(0), T.int64(self.spec.sinks))

@@ -95,7 +95,7 @@ def chosen(scores, newest, budget, sinks, recent):
     if newest < budget:
         return list(range(newest + 1))
     always = {*range(sinks), *range(newest + 1 - recent, newest + 1)}
-    ranks = [max(of[page] - max(of) for of in scores) for page in range(newest)]
+    ranks = [max(of[page] for of in scores) for page in range(newest)]
     others = sorted(set(range(newest)) - always, key=lambda page: -ranks[page])
     return sorted([*always, *others[: budget - len(always)]])
 
