@@ -60,8 +60,8 @@ def each_attention(
     }
     values: dict[fx.Node, torch.Tensor] = {}
 
-    def watch(node: fx.Node, value: torch.Tensor) -> None:
-        values[node] = value
+    def watch(node: fx.Node, result: torch.Tensor) -> None:
+        values[node] = result
         if node.target != ops.paged_attention.overload:
             return
         options = arguments(node)
@@ -72,13 +72,13 @@ def each_attention(
             (append["key"], append["offsets"][0], int(kv_heads)),
             (append["value"], append["offsets"][1], int(kv_heads)),
         )
-        heads = [
+        query, key, value = (
             values[source][0, :, start : start + count * head_dim]
             .unflatten(-1, (count, int(head_dim)))
             .transpose(0, 1)
             for source, start, count in parts
-        ]
-        visit(Attended(options, *heads, None if chosen is None else values[chosen][0]))
+        )
+        visit(Attended(options, query, key, value, None if chosen is None else values[chosen][0]))
 
     watched = set(attentions)
     for node in attentions:

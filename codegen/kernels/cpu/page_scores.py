@@ -52,7 +52,7 @@ class PageScores(ABC):
         self.group = spec.heads // spec.kv_heads
 
     @staticmethod
-    def tensor(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
+    def operand(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
         """The parameter that it reads besides query and keys."""
         return None
 
@@ -88,7 +88,7 @@ class BoundScores(PageScores):
     """The largest product that a key within the page's bounds could have."""
 
     @staticmethod
-    def tensor(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
+    def operand(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
         return cache.bounds
 
     def begin(self, page: Expr) -> None:
@@ -126,7 +126,7 @@ class ProductScores(PageScores):
     """The largest product of a key of the page, over all features or the channels listed."""
 
     @staticmethod
-    def tensor(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
+    def operand(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
         if spec.channels is None:
             return None
         return Tensor("channels", (spec.kv_heads, spec.channels), "int32")

@@ -137,8 +137,8 @@ class _Emitter:
             end,
         )
         visible = bind(T.max(high - first * PAGE, T.int64(0)))
-        with T.serial(_divided(visible, BLOCK * PAGE)) as block:
-            heads.attend(bind(first + block * BLOCK))
+        with T.serial(_divided(visible, BLOCK * PAGE)) as number:
+            heads.attend(bind(first + number * BLOCK))
         self._keep(heads, bind(row * (self.group * self.parts) + part))
 
     def _list(self, sequence: Expr, head: Expr, index: Expr) -> Expr:

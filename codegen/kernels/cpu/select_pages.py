@@ -90,7 +90,7 @@ class _Emitter:
                 arguments(
                     Tensor("query", (tokens, spec.features)),
                     keys,
-                    scoring.tensor(spec, cache),
+                    scoring.operand(spec, cache),
                     pages,
                     Tensor("lengths", (cache.batch,), "int64"),
                     Tensor("counts", (cache.batch,), "int64"),
