@@ -78,8 +78,8 @@ def export(
     """Write MODEL, which may be a compiled .sparsify file, as an ONNX file or a folder of C."""
     if onnx == as_c:
         raise ValueError("say what to write: --onnx or --c")
-    of_c: dict[str, Any] = {"--target": target, "--name": name, "--largest": largest, "--state": state}
-    of_c["--max-tokens"] = max_tokens
+    of_c: dict[str, Any] = {"--target": target, "--name": name, "--largest": largest}
+    of_c |= {"--state": state, "--max-tokens": max_tokens}
     of_onnx = {"--standard": standard, "--entry": entry, "--json": as_json}
     for option, value in (of_onnx if as_c else of_c).items():
         if value:
