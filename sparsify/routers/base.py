@@ -80,6 +80,13 @@ class Router(ABC):
         return self.spec
 
 
+def largest(keys: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest keys and their indices, the first of equal ones first, as in ONNX's ``TopK``."""
+    order = keys.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    indices = order.clone(memory_format=torch.contiguous_format)
+    return keys.gather(-1, indices), indices
+
+
 def used(experts: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> Routes:
     """Routes whose slots are empty where they are not chosen."""
     return (

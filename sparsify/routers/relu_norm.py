@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, register, used
+from sparsify.routers.base import Router, Routes, largest, register, used
 
 
 @register
@@ -31,5 +31,5 @@ class ReluNorm(Router):
         weight, epsilon = parameters
         kept = logits.relu()
         scaled = kept / (kept.square().mean(-1, keepdim=True) + epsilon).sqrt() * weight
-        values, experts = kept.sort(-1, descending=True)
+        values, experts = largest(kept, kept.shape[-1])
         return used(experts, scaled.gather(-1, experts), values > 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, register
+from sparsify.routers.base import Router, Routes, largest, register
 
 TINY = 1e-20
 """Added to the sum of a token's weights before they are divided by it."""
@@ -58,11 +58,11 @@ class SigmoidTopK(Router):
         keys = scores + bias
         if self.groups > 1:
             parts = keys.unflatten(-1, (self.groups, -1))
-            best = parts.topk(min(2, parts.shape[-1]), dim=-1).values.sum(-1)
+            best = largest(parts, 2)[0].sum(-1)
             kept = torch.zeros_like(best, dtype=torch.bool)
-            kept.scatter_(-1, best.topk(self.kept, dim=-1).indices, True)
+            kept.scatter_(-1, largest(best, self.kept)[1], True)
             keys = parts.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)
-        experts = keys.topk(self.k, dim=-1).indices
+        experts = largest(keys, self.k)[1]
         weights = scores.gather(-1, experts)
         if self.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + TINY)

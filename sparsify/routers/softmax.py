@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, register
+from sparsify.routers.base import Router, Routes, largest, register
 
 
 @register
@@ -35,7 +35,7 @@ class SoftmaxTopK(Router):
         return self.k
 
     def route(self, logits: torch.Tensor, *parameters: torch.Tensor) -> Routes:
-        weights, experts = logits.softmax(-1).topk(self.k, dim=-1)
+        weights, experts = largest(logits.softmax(-1), self.k)
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
         return experts.to(torch.int32), weights

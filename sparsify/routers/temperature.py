@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, register, used
+from sparsify.routers.base import Router, Routes, largest, register, used
 
 
 @register
@@ -29,6 +29,6 @@ class Temperature(Router):
 
     def route(self, logits: torch.Tensor, *parameters: torch.Tensor) -> Routes:
         temperature, threshold = parameters
-        weights, experts = (logits / temperature).softmax(-1).sort(-1, descending=True)
+        weights, experts = largest((logits / temperature).softmax(-1), logits.shape[-1])
         first = torch.arange(logits.shape[-1]) == 0
         return used(experts, weights, (weights > threshold) | first)

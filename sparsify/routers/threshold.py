@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, register, used
+from sparsify.routers.base import Router, Routes, largest, register, used
 
 
 @register
@@ -37,7 +37,7 @@ class Threshold(Router):
     def route(self, logits: torch.Tensor, *parameters: torch.Tensor) -> Routes:
         (threshold,) = parameters
         slots = self.slots(logits.shape[-1])
-        weights, experts = logits.softmax(-1).topk(slots, dim=-1)
+        weights, experts = largest(logits.softmax(-1), slots)
         before = weights.cumsum(-1) - weights
         first = torch.arange(slots) == 0
         return used(experts, weights, (before < threshold) | first)

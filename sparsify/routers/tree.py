@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, register, used
+from sparsify.routers.base import Router, Routes, largest, register, used
 
 LEAST = 1e-6
 """A part so small is rounding: decisions near the ends of their step are zero or nearly so."""
@@ -62,7 +62,7 @@ class Tree(Router):
         scores = scores - scores.amax((-2, -1), keepdim=True)
         gates = (reached * scores.exp()).sum(-2)
         gates = gates.masked_fill(gates <= LEAST * gates.amax(-1, keepdim=True), 0.0)
-        weights, order = (gates / gates.sum(-1, keepdim=True)).sort(-1, descending=True)
+        weights, order = largest(gates / gates.sum(-1, keepdim=True), experts)
         return used(order, weights, weights > 0)
 
 

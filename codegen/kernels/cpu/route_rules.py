@@ -136,10 +136,18 @@ class TemperatureRule(Rule):
         temperature, threshold = token.parameters
         token.softmax(lambda logit: logit / temperature[0])
         most = token.total(NONE, lambda e, best: T.max(token.gates[e], best))
+        # Of equal ones the first is the most probable, and the only one that needs no threshold.
+        first = token.total(
+            float(token.experts),
+            lambda e, least: T.if_then_else(
+                token.gates[e] == most, T.min(T.Cast("float32", e), least), least
+            ),
+        )
 
         def expert(number: Expr) -> None:
             gate = bind(token.gates[number])
-            with T.If(T.And(gate <= threshold[0], gate < most)), T.Then():
+            other = T.Cast("float32", number) > first
+            with T.If(T.And(gate <= threshold[0], T.Or(gate < most, other))), T.Then():
                 store(token.keys, number, T.float32(NONE), 1)
 
         token.each(expert)

@@ -13,7 +13,7 @@ from sparsify.routers import ROUTERS, TopK, parse
 from tests.ops.eager.route import ROUTERS as CASES
 from tests.ops.eager.route import parameters_of
 
-MORE = [("softmax_top_k{k=8}", 200), ("tree{trees=1}", 31), ("top_k{k=5}", 5)]
+MORE = [("softmax_top_k{k=8}", 200), ("tree{trees=1}", 31), ("top_k{k=5}", 5), ("temperature", 8)]
 
 
 # The kernel is scalar: one width of vectors is all of them.
@@ -39,6 +39,28 @@ def test_every_router(library: Any, spec: str, logits: int) -> None:
         )
         assert torch.equal(found, experts)
         torch.testing.assert_close(scores, weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("spec", "logits"), CASES)
+def test_the_first_of_equal_experts_is_chosen(library: Any, spec: str, logits: int) -> None:
+    """Rows of zeros, and of few numbers that are far apart: equal logits make equal gates."""
+    router, parameters = parse(spec), parameters_of(spec, logits)
+    given = torch.cat([torch.zeros(2, logits), 3.0 * torch.randint(-1, 2, (31, logits))])
+    experts, weights = router.route(given, *parameters)
+    found = torch.zeros_like(experts)
+    kernel = Route(AVX2, router.spec, logits)
+    scores = library(kernel, [given, *parameters, found], weights.shape, changes=[found])
+    assert torch.equal(found, experts)
+    torch.testing.assert_close(scores, weights, rtol=1e-5, atol=1e-6)
+
+
+def test_no_expert_but_the_first_is_spared_the_threshold(library: Any) -> None:
+    given, kernel = torch.zeros(1, 8), Route(AVX2, "temperature", 8)
+    found = torch.zeros(1, 8, dtype=torch.int32)
+    parameters = [torch.ones(1), torch.full((1,), 0.2)]
+    weights = library(kernel, [given, *parameters, found], (1, 8), changes=[found])
+    assert found.tolist() == [[0, *[-1] * 7]]
+    assert weights.tolist() == [[0.125, *[0.0] * 7]]
 
 
 @pytest.mark.parametrize(("spec", "logits"), CASES)
