@@ -113,7 +113,13 @@ def experts(
 
     Returns:
         ``[..., out_features]``; zeros for a token that was sent nowhere.
+
+    Raises:
+        IndexError: when a token is sent to an expert below -1, or to one that is none of ``count``.
+            The body in ONNX, which cannot raise, takes such slots for unused.
     """
+    if ((experts < -1) | (experts >= count)).any():
+        raise IndexError(f"experts: a token is sent to an expert that is none of {count}")
     shape = ExpertsShape(count, out_features, hidden, in_features, gated)
     first, second = shape.up(parse(up_layout)), shape.down(parse(down_layout))
     ups = first.unpack(first.named(up)).to(x.dtype).unflatten(0, (count, -1)).flatten(1, 2)

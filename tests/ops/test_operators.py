@@ -122,6 +122,16 @@ def test_linear_refuses_a_wrong_number_of_features():
             torch.ops.sparsify.sparse_linear(x, [fake], "dense", OUT, IN)
 
 
+@pytest.mark.parametrize("expert", [5, 200, -2])
+def test_an_expert_that_there_is_not_is_refused(expert):
+    case = next(c for c, _ in all_cases() if c.operator == "experts")
+    x, sent, *rest = case.args
+    sent = sent.clone()
+    sent[-1, 0] = expert
+    with pytest.raises(IndexError, match="a token is sent to an expert that is none of 5"):
+        torch.ops.sparsify.experts(x, sent, *rest)
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_lanes_round_trip(tokens):
     x = torch.randn(*tokens, IN)

@@ -1,7 +1,8 @@
 """``experts`` in ONNX: ``Experts[Gated][activation][Bias]``.
 
 The body is a loop over the experts: each gathers its tokens, multiplies, and adds what it made to
-the result; an expert without tokens multiplies nothing.
+the result; an expert without tokens multiplies nothing. A slot whose expert is none of them is not
+used: the body cannot raise, as the reference and the kernels do.
 """
 
 from __future__ import annotations
