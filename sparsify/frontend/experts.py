@@ -103,9 +103,10 @@ def grouped_experts(model: torch.nn.Module) -> Iterator[None]:
         yield
         return
     modules: list[Any] = [m for m in model.modules() if hasattr(m, "_is_expert_parallel")]
-    moe.ALL_EXPERTS_FUNCTIONS.register(NAME, _Experts({id(m): _activation(m) for m in modules}))
+    functions = moe.ALL_EXPERTS_FUNCTIONS
     configs = {id(m.config): m.config for m in modules}.values()
     own = [config._experts_implementation_internal for config in configs]
+    functions[NAME] = _Experts({id(m): _activation(m) for m in modules})
     try:
         for config in configs:
             config._experts_implementation_internal = NAME
@@ -113,3 +114,4 @@ def grouped_experts(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for config, name in zip(configs, own, strict=True):
             config._experts_implementation_internal = name
+        del functions[NAME]

@@ -15,6 +15,7 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.granitemoe.modeling_granitemoe import GraniteMoeMoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
@@ -25,6 +26,7 @@ from sparsify import ops
 from sparsify.codegen.cost import CpuCostModel
 from sparsify.codegen.target import Target
 from sparsify.contracts import PassContext
+from sparsify.frontend.experts import NAME
 from sparsify.frontend.torch import import_torch
 from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.passes.graph import arguments
@@ -107,6 +109,7 @@ def test_models_of_transformers_as_they_are(name: str) -> None:
     model.config._experts_implementation_internal = "eager"
     program, decisions = lowered(import_torch(model, (torch.randn(2, 5, WIDTH),)))
     assert model.config._experts_implementation_internal == "eager"
+    assert NAME not in ALL_EXPERTS_FUNCTIONS
     (route,), (call,) = calls(program, ROUTE), calls(program, CALL)
     assert route.args[1] == spec and arguments(call)["gated"]
     assert [d.verdict for d in decisions if d.operator == "router"] == ["rewritten"]
