@@ -5,12 +5,15 @@
 
 What such a module computes is not read from its code. Its parts are found (a list of equal networks
 of linears, and the one linear with a result for each of them), and it is replaced for the export by
-the first router of ours that gives what it gives on some numbers. If none does, it stays.
+the first router of ours that gives what it gives on some numbers: few and many tokens, spread over
+the experts and crowded on some (where a capacity shows), small and large (where a clamp shows). If
+none does, it stays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +22,20 @@ import torch
 from torch import nn
 
 from sparsify.frontend.experts import activation_name, grouped_experts
+from sparsify.routers import parse
 
 _GATED = (("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj"))
 """Names of the gate, of up and of down."""
 _PLAIN = (("fc1", "fc2"), ("up_proj", "down_proj"), ("wi", "wo"), ("0", "2"))
 
-_PROBE = (2, 7)
-"""Batch and length of the numbers on which a replacement must agree."""
+_SCALES = (1.0, 10.0, 100.0)
+"""Of the numbers on which a replacement must agree."""
+_FEW = (2, 7)
+"""Batch and length of most of them."""
+_MOST = 512
+"""Tokens of one probe at most: fewer where experts are so large that it would take long."""
+_WORK = 1 << 35
+"""Multiplications that a probe of many tokens may take."""
 _TOLERANCE = 1e-4
 """Of the scale of what the module gives."""
 
@@ -102,6 +112,14 @@ class _Replacement:
         y = y.reshape(*x.shape[:-1], first.down.out_features)
         return (y, logits) if self.returns_logits else y
 
+    def undecided(self, logits: torch.Tensor) -> torch.Tensor:
+        """The tokens ``[tokens]`` whose last expert scores as the next: sigmoids round to one."""
+        k = parse(self.spec).slots(len(self.networks))
+        if not self.spec.startswith("sigmoid") or k == len(self.networks):
+            return torch.zeros(len(logits), dtype=torch.bool)
+        scores = logits.sigmoid().topk(k + 1, dim=-1).values
+        return scores[:, k - 1] == scores[:, k]
+
     def _parameters(self, logits: torch.Tensor) -> list[torch.Tensor]:
         if not self.spec.startswith("sigmoid"):
             return []
@@ -131,20 +149,76 @@ def _replacement(module: nn.Module) -> _Replacement | None:
     networks = [n for n in map(_Network.of, lists[0]) if n is not None]
     if len(routers) != 1 or len(networks) != count or not _alike(networks):
         return None
-    x = torch.randn(*_PROBE, routers[0].in_features, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         try:
-            wanted = module(x)
+            probes = [_Probe.of(module, routers[0], x) for x in _inputs(routers[0], networks)]
         except Exception:
             return None
-        logits = routers[0](x.flatten(0, 1))
-        with_logits = isinstance(wanted, tuple)
-        if with_logits and not _close(wanted[1:], (logits,)):
+        if not all(probe.returns_logits in (None, True) for probe in probes):
             return None
+        with_logits = probes[0].returns_logits is not None
         tries = (
             _Replacement(routers[0], tuple(networks), spec, with_logits) for spec in _specs(count)
         )
-        return next((t for t in tries if _close(_results(t(x)), _results(wanted))), None)
+        return next((t for t in tries if all(probe.agrees(t) for probe in probes)), None)
+
+
+def _inputs(router: nn.Linear, networks: list[_Network]) -> Iterator[torch.Tensor]:
+    """Numbers that show what a mixture computes, the cheapest and most telling first."""
+    generator = torch.Generator().manual_seed(0)
+    size = router.in_features
+
+    def normal(batch: int, length: int) -> torch.Tensor:
+        return torch.randn(batch, length, size, generator=generator)
+
+    yield normal(*_FEW)
+    yield normal(1, 1)
+    # Large, but not for the router, which tells experts apart as it did before.
+    weight = router.weight.double()
+    back = torch.linalg.pinv(weight)
+    for scale in _SCALES[1:]:
+        x = normal(*_FEW)
+        part = (x.double() @ weight.T @ back.T).to(x.dtype)
+        yield scale * (x - part) + part
+        yield scale * x
+    first = networks[0]
+    each = sum(m.weight.numel() for m in (first.gate, first.up, first.down) if m is not None)
+    many = max(math.prod(_FEW), min(_MOST, _WORK // (each * len(networks))))
+    yield normal(1, many)
+    yield normal(1, 1) + 1e-3 * normal(1, many)
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """What a module gives on some numbers.
+
+    Attributes:
+        results: all tensors that it returns.
+        logits: of its router.
+        returns_logits: whether what it returns beside the first result is them; None: it returns
+            one tensor.
+    """
+
+    x: torch.Tensor
+    results: tuple[torch.Tensor, ...]
+    logits: torch.Tensor
+    returns_logits: bool | None
+
+    @classmethod
+    def of(cls, module: nn.Module, router: nn.Linear, x: torch.Tensor) -> _Probe:
+        given, logits = module(x), router(x.flatten(0, 1))
+        known = _close(given[1:], (logits,)) if isinstance(given, tuple) else None
+        return cls(x, _results(given), logits, known)
+
+    def agrees(self, replacement: _Replacement) -> bool:
+        """Whether a replacement gives the same, but for tokens that may go to several experts."""
+        fair = ~replacement.undecided(self.logits)
+        first, *others = _results(replacement(self.x))
+        wanted, *also = self.results
+        if first.shape != wanted.shape:
+            return False
+        found = (first.flatten(0, 1)[fair], *others)
+        return _close(found, (wanted.flatten(0, 1)[fair], *also))
 
 
 def _alike(networks: list[_Network]) -> bool:
@@ -174,6 +248,9 @@ def _close(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
         isinstance(f, torch.Tensor)
         and isinstance(w, torch.Tensor)
         and f.shape == w.shape
-        and bool((f - w).abs().max() <= _TOLERANCE * w.abs().max().clamp_min(1e-30))
+        and (
+            f.numel() == 0
+            or bool((f - w).abs().max() <= _TOLERANCE * w.abs().max().clamp_min(1e-30))
+        )
         for f, w in pairs
     )

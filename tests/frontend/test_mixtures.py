@@ -22,6 +22,11 @@ class Gated(nn.Module):
         return self.w2(self.act(self.w1(x)) * self.w3(x))
 
 
+class Clamped(Gated):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.w2(self.act(self.w1(x)).clamp(max=7) * self.w3(x).clamp(-7, 7))
+
+
 def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
 
@@ -29,12 +34,14 @@ def plain() -> nn.Module:
 class Mixture(nn.Module):
     """The loop that every such model has, with scores of one kind."""
 
-    def __init__(self, expert: Any, kind: str, logits: bool = False) -> None:
+    def __init__(
+        self, expert: Any, kind: str, logits: bool = False, capacity: int | None = None
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.gate = nn.Linear(8, 5)
         self.experts = nn.ModuleList([expert() for _ in range(5)])
-        self.kind, self.logits = kind, logits
+        self.kind, self.logits, self.capacity = kind, logits, capacity
 
     def forward(self, x: torch.Tensor) -> Any:
         rows = x.reshape(-1, x.shape[-1])
@@ -50,6 +57,7 @@ class Mixture(nn.Module):
         y = torch.zeros_like(rows)
         for number, expert in enumerate(self.experts):
             token, slot = torch.where(chosen == number)
+            token, slot = token[: self.capacity], slot[: self.capacity]
             if len(token):
                 y.index_add_(0, token, expert(rows[token]) * weights[token, slot, None])
         y = y.reshape(x.shape)
@@ -83,8 +91,18 @@ def test_a_list_of_experts_becomes_an_operator(expert: Any, kind: str, logits: b
         torch.testing.assert_close(program.run(x), model(x), atol=1e-5, rtol=1e-5)
 
 
-def test_what_computes_something_else_stays_and_is_refused() -> None:
-    model = Model(Mixture(Gated, "squared")).eval()
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        pytest.param(lambda: Mixture(Gated, "squared"), id="other weights"),
+        pytest.param(lambda: Mixture(Clamped, "normalised"), id="a clamp, seen in large numbers"),
+        pytest.param(lambda: Mixture(Clamped, "sigmoid"), id="a clamp behind sigmoids"),
+        pytest.param(lambda: Mixture(Gated, "normalised", capacity=16), id="a capacity"),
+        pytest.param(lambda: Mixture(Gated, "raw", capacity=400), id="a capacity for most"),
+    ],
+)
+def test_what_computes_something_else_stays_and_is_refused(mixture: Any) -> None:
+    model = Model(mixture()).eval()
     with pytest.raises(ValueError, match=r"torch\.export cannot export Model"):
         import_torch(model, (torch.randn(2, 9, 6),))
 
