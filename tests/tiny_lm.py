@@ -15,11 +15,15 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from sparsify.ops import PAGE, CacheShape
@@ -81,6 +85,14 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         lambda: Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in SIZES.items() if k != "head_dim"}))
     ),
     "qwen3": lambda: _random(lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES))),
+    "olmoe": lambda: _random(
+        lambda: OlmoeForCausalLM(OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2))
+    ),
+    "qwen3_moe": lambda: _random(
+        lambda: Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+        )
+    ),
 }
 
 

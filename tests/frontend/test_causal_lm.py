@@ -16,7 +16,8 @@ from sparsify.ops import CacheShape
 from sparsify.rewriter import share_weights
 from sparsify.verification import verify
 
-OFTEN, SLOW = ["llama", "gemma3", "gemma2", "mixtral"], ["mistral", "qwen2", "qwen3"]
+OFTEN = ["llama", "gemma3", "gemma2", "mixtral"]
+SLOW = ["mistral", "qwen2", "qwen3", "olmoe", "qwen3_moe"]
 FAMILIES = [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 SHAPES = {name: CacheShape(3 if name == "gemma3" else 2, 2, 6) for name in (*OFTEN, *SLOW)}
 
