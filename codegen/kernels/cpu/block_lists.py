@@ -63,7 +63,8 @@ class BlockLists:
         """``visit(begin, count, partial)`` for the keys of all blocks of the query ``first``.
 
         Partial blocks come first. A list that is longer than its row, or names a block that does
-        not exist, is an error.
+        not exist, is an error. One that is listed twice is visited twice: lists may have any order,
+        so that to find it would take a mark for each block.
         """
         # At least one: TVM's analyser would try a division by zero sequences.
         batch, head = (
