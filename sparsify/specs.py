@@ -69,6 +69,10 @@ class Registry(Generic[Item]):
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._known))
 
+    def classes(self) -> tuple[type[Item], ...]:
+        """All of them, in the order of their names."""
+        return tuple(self._known[name] for name in self.names())
+
     def parse(self, spec: str) -> Item:
         """What a spec describes.
 
