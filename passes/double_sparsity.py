@@ -47,7 +47,7 @@ class DoubleSparsity(PageSelection):
     channels: int = 8
 
     name = "double_sparsity"
-    selector = Channels
+    selector = Channels()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +77,7 @@ class _Calibrated(PageSelection):
     chosen: Mapping[int, torch.Tensor] = field(kw_only=True)
 
     name = DoubleSparsity.name
-    selector = Channels
+    selector = Channels()
 
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
         layer = arguments(node)["layer"]

@@ -32,7 +32,7 @@ class FlexPrefill(BlockSelection):
     mass: float = 0.95  # type: ignore[misc]  # of recipes in general it is fixed
 
     name = "flex_prefill"
-    selector = Pooled
+    selector = Pooled()
 
     def __post_init__(self) -> None:
         super().__post_init__()

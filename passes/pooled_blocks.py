@@ -28,4 +28,4 @@ class PooledBlocks(BlockSelection):
     """
 
     name = "pooled_blocks"
-    selector = Pooled
+    selector = Pooled()

@@ -51,6 +51,9 @@ _EXTENTS: dict[Any, tuple[tuple[str, int], ...]] = {
 }
 """Operators that are told their row-major extents; all others have a flag ``lanes``."""
 
+_WITHOUT_TOKENS = (ops.kv_append.overload, ops.select_blocks.overload)
+"""Operators that read lanes and whose results have no tokens, so that none are in lanes."""
+
 _VIEWS = (
     aten.view.default,
     aten._unsafe_view.default,
@@ -194,9 +197,9 @@ class _Propagation:
                 options["lanes"] = True
             else:
                 options["extents"] = [self.extents.node(e) for e in extents]
-            if node.target == ops.kv_append.overload:
-                # It writes, so it must stay one node; its result has no tokens.
-                node.args = tuple(options.values())
+            if node.target in _WITHOUT_TOKENS:
+                # One of them writes, so it must stay one node.
+                node.args, node.kwargs = tuple(options.values()), {}
                 return
             self._record(node, self.rewriter.call(node.target, tuple(options.values())))
 

@@ -37,7 +37,7 @@ class Quest(PageSelection):
     """
 
     name = "quest"
-    selector = PageBounds
+    selector = PageBounds()
 
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
         return (keep_bounds(rewriter, node),)

@@ -65,7 +65,7 @@ class BlockSelection(GraphPass):
     budget_error: float | None = None
 
     tolerance = float("inf")
-    selector: ClassVar[type[BlockSelector]]
+    selector: ClassVar[BlockSelector]
     mass: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class BlockSelection(GraphPass):
                 "attention",
                 "rewritten",
                 f"reads at most {self.density:.0%} of the blocks of {self.keys} keys that it may "
-                f"see, those that {self.selector.name} selects, and the first and the latest",
+                f"see, those that {self.selector.spec} selects, and the first and the latest",
                 self.name,
             )
 
@@ -145,7 +145,7 @@ class BlockSelection(GraphPass):
             ops.select_blocks.overload,
             (
                 *(options["query"], options["keys"], tensors, *(options[name] for name in rest)),
-                *(self.selector.name, [QUERIES, self.keys // PAGE], self.density, self.mass),
+                *(self.selector.spec, [QUERIES, self.keys // PAGE], self.density, self.mass),
                 *(sinks, recent),
             ),
         )

@@ -63,7 +63,7 @@ class PageSelection(GraphPass):
     budget_error: float | None = None
 
     tolerance = float("inf")
-    selector: ClassVar[type[PageSelector]]
+    selector: ClassVar[PageSelector]
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
@@ -130,7 +130,7 @@ class PageSelection(GraphPass):
         query = attended.query.transpose(0, 1).reshape(1, tokens, heads * head_dim)
         tensors = self.tensors_of(keys, pages, lengths, layer)
         return ops.select_pages.reference(
-            *(query, keys, tensors, pages, lengths, counts, 0, heads, 0, self.selector.name),
+            *(query, keys, tensors, pages, lengths, counts, 0, heads, 0, self.selector.spec),
             *(self.budget // PAGE, sinks, recent),
         )[0]
 
@@ -167,7 +167,7 @@ class PageSelection(GraphPass):
 
     def done(self, layer: int) -> str:
         """What was done to a layer's attention."""
-        return f"reads at most {self.budget} tokens, in pages that {self.selector.name} selects"
+        return f"reads at most {self.budget} tokens, in pages that {self.selector.spec} selects"
 
     def _unfit(self, node: fx.Node) -> str | None:
         """Why an attention stays as it is, however many tokens it is of."""
@@ -212,7 +212,7 @@ class PageSelection(GraphPass):
                 *(options[name] for name in first),
                 list(tensors),
                 *(options[name] for name in rest),
-                *(self.selector.name, self.budget // PAGE, sinks, recent),
+                *(self.selector.spec, self.budget // PAGE, sinks, recent),
             ),
         )
 

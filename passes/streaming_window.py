@@ -28,4 +28,4 @@ class StreamingWindow(PageSelection):
     """
 
     name = "streaming_window"
-    selector = Latest
+    selector = Latest()

@@ -41,7 +41,7 @@ class TidalDecode(PageSelection):
     selecting: tuple[int, ...] = (2, 13)
 
     name = "tidal_decode"
-    selector = Exact
+    selector = Exact()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,4 +28,4 @@ class VerticalSlash(BlockSelection):
     """
 
     name = "vertical_slash"
-    selector = Selector
+    selector = Selector()

@@ -11,6 +11,7 @@ Kernels", 2024.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -98,18 +99,34 @@ class BlockMask:
     ) -> BlockMask:
         """Of a function of indices; evaluated in runs of query blocks, at most 16M elements each.
 
-        Results are kept for the latest functions and shapes, so pass the same function object.
+        Results are kept for the latest shapes of a `Band`, and of functions that have no state of
+        their own, so pass the same function object.
 
         Args:
             batch, heads: 1 where the function does not look at that index.
         """
         if isinstance(mask_mod, Band):
-            return _of_band(mask_mod, lengths, block)
-        return _of_mask_mod(mask_mod, lengths, batch, heads, block)
+            return _of_band(mask_mod, lengths, (block[0], block[1]))
+        make = _of_mask_mod if _is_stateless(mask_mod) else _evaluated
+        return make(mask_mod, lengths, batch, heads, (block[0], block[1]))
 
     @classmethod
     def of_dense(cls, mask: torch.Tensor, block: tuple[int, int] = (BLOCK, BLOCK)) -> BlockMask:
-        """Of a bool mask ``[batch, heads, queries, keys]``, True where seen."""
+        """Of a bool mask ``[batch, heads, queries, keys]``, True where seen.
+
+        Raises:
+            TypeError, ValueError: the mask is of floats, or has other dimensions.
+        """
+        if mask.dtype != torch.bool:
+            raise TypeError(
+                f"BlockMask.of_dense: the mask is {mask.dtype}; give a bool one, True where seen: "
+                "of a mask that is added, `mask == 0`"
+            )
+        if mask.dim() != 4:
+            raise ValueError(
+                f"BlockMask.of_dense: the mask has shape {tuple(mask.shape)}; it must be [batch, "
+                "heads, queries, keys], with 1 for what all share"
+            )
         batch, heads, queries, keys = mask.shape
 
         def mask_mod(
@@ -117,7 +134,7 @@ class BlockMask:
         ) -> torch.Tensor:
             return mask[b, h, q, k]
 
-        return _evaluated(mask_mod, (queries, keys), batch, heads, block)
+        return _evaluated(mask_mod, (queries, keys), batch, heads, (block[0], block[1]))
 
     @classmethod
     def of_flex(cls, mask: Any) -> BlockMask:
@@ -251,6 +268,14 @@ def _of_band(band: Band, lengths: tuple[int, int], block: tuple[int, int]) -> Bl
     some, every = band.of_ranges(q, last_q, k, last_k)
     kinds = some.to(torch.int8) * PARTIAL + every.to(torch.int8) * (FULL - PARTIAL)
     return BlockMask.of_kinds(kinds[None, None], lengths, block, band)
+
+
+def _is_stateless(mask_mod: MaskMod) -> bool:
+    """Whether a function gives the same for ever: plain, and closed over numbers at most."""
+    if not inspect.isfunction(mask_mod):
+        return False
+    held = [cell.cell_contents for cell in mask_mod.__closure__ or ()]
+    return all(isinstance(value, int | float | None) for value in held)
 
 
 @lru_cache(maxsize=32)

@@ -22,6 +22,7 @@ from sparsify.artefact.files import Contents, versions, write
 from sparsify.artefact.trust import cache_directory
 from sparsify.program import WeightStore
 from sparsify.sources import sources_digest
+from sparsify.specs import plugins_digest
 
 MAX_BYTES = 4 << 30
 """Bytes that the entries may take together, unless SPARSIFY_CACHE_BYTES says otherwise."""
@@ -45,6 +46,7 @@ def key_of(captured: Mapping[str, ExportedProgram], *options: str) -> str:
         *options,
         *(f"{name} {number}" for name, number in versions().items()),
         sources_digest(sparsify, sparsify.passes, sparsify.codegen),
+        plugins_digest(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

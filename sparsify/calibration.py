@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch.export.graph_signature import InputKind
@@ -23,15 +24,16 @@ class Calibration:
 
     Args:
         batches: arguments of one call each: a tensor, a tuple of arguments, or a dict of keyword
-            arguments. For a causal language model that is compiled to generate, the token ids of
-            one text each: a one-dimensional tensor or a sequence of ints.
+            arguments; NumPy arrays count as tensors. For a causal language model that is compiled
+            to generate, the token ids of one text each: one-dimensional, or a sequence of ints.
 
     Raises:
         TypeError, ValueError: there is no batch, or one is none of these.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
-        self.batches = tuple(map(_arguments, batches))
+        arguments = tuple(map(_arguments, batches))
+        self.batches = _pytree.tree_map_only(np.ndarray, torch.from_numpy, arguments)
         if not self.batches:
             raise ValueError("a calibration needs at least one batch of inputs")
 
@@ -118,7 +120,7 @@ class _Watcher(fx.Interpreter):
 
 
 def _arguments(batch: Any) -> Any:
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, torch.Tensor | np.ndarray):
         return (batch,)
     if isinstance(batch, Mapping):
         return dict(batch)

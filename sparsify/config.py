@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
+from sparsify.sources import plugin_digest
+
 VerifyLevel = Literal["shapes", "numeric"]
 """How each pass is checked: by graph lint and shapes, or also by running both programs."""
 
@@ -173,7 +175,9 @@ def _canonical(value: Any) -> Any:
         return [_canonical(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return [f"{type(value).__module__}.{type(value).__qualname__}", _canonical(fields)]
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return [name, _canonical(fields), *filter(None, [plugin_digest(kind)])]
     if callable(getattr(value, "digest", None)):
         return value.digest()
     bounds = [getattr(value, bound, None) for bound in ("min", "max")]  # torch.export.Dim

@@ -7,10 +7,13 @@ saved files carry the text; parameters are integers.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from sparsify.sources import plugin_digest
 
 _SPEC = re.compile(r"^(?P<name>\w+)(?:\{(?P<options>[^{}]*)\})?$")
 
@@ -31,6 +34,15 @@ def spec_of(item: Any) -> str:
     return f"{item.name}{{{options}}}" if fields else str(item.name)
 
 
+_REGISTRIES: list[Registry[Any]] = []
+
+
+def plugins_digest() -> str:
+    """SHA-256 over the code of all registered classes that are not of this package."""
+    known = [item for registry in _REGISTRIES for item in registry]
+    return hashlib.sha256("".join(map(plugin_digest, known)).encode()).hexdigest()
+
+
 class Registry(Generic[Item]):
     """Classes of one kind by their name.
 
@@ -41,6 +53,7 @@ class Registry(Generic[Item]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._known: dict[str, type[Item]] = {}
+        _REGISTRIES.append(self)
 
     def register(self, item: type[Item]) -> type[Item]:
         """Class decorator: makes a class known by its name."""
@@ -49,8 +62,16 @@ class Registry(Generic[Item]):
             raise ValueError(f"{self.kind} name {item.name!r} is taken by {known.__module__}")
         return item
 
+    def __iter__(self) -> Iterator[type[Item]]:
+        """The classes in the order of their names."""
+        return iter([self._known[name] for name in self.names()])
+
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._known))
+
+    def classes(self) -> tuple[type[Item], ...]:
+        """All of them, in the order of their names."""
+        return tuple(self._known[name] for name in self.names())
 
     def parse(self, spec: str) -> Item:
         """What a spec describes.

@@ -82,8 +82,15 @@ def test_building_takes_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(q.shape[0] * k.shape[0])
         return q >= k
 
-    first = BlockMask.of_mask_mod(mod, (320, 64), block=(32, 16))
+    BlockMask.of_mask_mod(mod, (320, 64), block=(32, 16))
     assert len(calls) == 10 and set(calls) == {32 * 64}
+
+
+def test_masks_of_a_function_are_kept_by_shape():
+    def mod(b, h, q, k):
+        return q >= k
+
+    first = BlockMask.of_mask_mod(mod, (320, 64), block=(32, 16))
     assert BlockMask.of_mask_mod(mod, (320, 64), block=(32, 16)) is first
     assert BlockMask.of_mask_mod(mod, (352, 64), block=(32, 16)) is not first
 
@@ -104,3 +111,22 @@ def test_wrong_blocks_are_refused() -> None:
     lists = BlockMask.of_kinds(torch.ones(1, 1, 4, 4), (128, 128), (32, 32))
     with pytest.raises(ValueError, match="mask_mod"):
         lists.to_dense()
+
+
+def test_a_function_with_state_is_evaluated_each_time():
+    documents = torch.arange(128) // 64
+
+    def same_document(b, h, q, k):
+        return documents[q] == documents[k]
+
+    before = BlockMask.of_mask_mod(same_document, (128, 128), block=(32, 16))
+    documents.zero_()
+    after = BlockMask.of_mask_mod(same_document, (128, 128), block=[32, 16])
+    assert (before.density, after.density) == (0.5, 1.0)
+
+
+def test_a_mask_that_is_added_is_refused():
+    with pytest.raises(TypeError, match=r"float32.*mask == 0"):
+        BlockMask.of_dense(torch.zeros(1, 1, 128, 128))
+    with pytest.raises(ValueError, match=r"\(128, 128\)"):
+        BlockMask.of_dense(torch.ones(128, 128, dtype=torch.bool))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -74,6 +75,13 @@ def test_equal_batches_have_one_digest() -> None:
     assert Calibration([x]).digest() == Calibration([(x.clone(),)]).digest()
     assert Calibration([x]) != Calibration([x + 1])
     assert Calibration([x]) != Calibration([x.reshape(4, 3)])
+
+
+def test_arrays_count_with_every_element() -> None:
+    one, other = np.zeros((5000, 4), np.float32), np.zeros((5000, 4), np.float32)
+    other[2500, 2] = 1
+    assert Calibration([one]) != Calibration([other])
+    assert Calibration([one]) == Calibration([torch.from_numpy(one)])
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def refuse_select_blocks(node: fx.Node) -> str | None:
 def _refused(selector: PageSelector | BlockSelector) -> str | None:
     if selector.scoring is not None:
         return None
-    return f"selector {selector.name} has no kernel, only its reference"
+    return f"selector {selector} has no kernel, only its reference"
 
 
 def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:

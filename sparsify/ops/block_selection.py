@@ -35,11 +35,7 @@ def _fake(
     recent: int = 1,
     extents: Sequence[int] = (),
 ) -> torch.Tensor:
-    wanted = block_selector(selector).tensors
-    torch._check(
-        len(tensors) == len(wanted),
-        lambda: f"select_blocks: {selector} takes {list(wanted)}, {len(tensors)} were given",
-    )
+    block_selector(selector).named(tensors)
     torch._check(
         0 < density <= 1 and 0 <= mass < 1 and sinks >= 0 and recent >= 1,
         lambda: (
@@ -88,7 +84,7 @@ def select_blocks(
         query, keys, pages, lengths, counts, layer, heads, offset, scale: as `paged_attention`
             takes them.
         tensors: what the selector reads besides, in the order of its ``tensors``.
-        selector: name of a `sparsify.selectors.BlockSelector`.
+        selector: spec of a `sparsify.selectors.BlockSelector`.
         block: queries, and pages, of a block.
         mass: 0: the density alone decides.
         extents: empty for row-major tensors; ``[batch, length]`` when the query is in lanes.
@@ -100,7 +96,7 @@ def select_blocks(
     if extents:
         query = from_lanes.reference(query, tuple(extents))
     batch, length, _ = query.shape
-    weigh, size = block_selector(selector).weights, block[1] * PAGE
+    chosen_by, size = block_selector(selector), block[1] * PAGE
     rows, columns = -(-length // block[0]), -(-pages.shape[1] // block[1])
     found = torch.full((batch, heads, rows, columns), -1, dtype=torch.int32)
     steps = round(density * DENSITY_STEPS)
@@ -111,14 +107,11 @@ def select_blocks(
             own = keys[layer, used, head * kv_heads // heads].transpose(1, 2).flatten(0, 1)[:total]
             start = offset + head * head_dim
             q = query[sequence, :count, start : start + head_dim]
-            gates = {
-                name: tensor[head]
-                for name, tensor in zip(block_selector(selector).tensors, tensors, strict=True)
-            }
+            of_head = {name: tensor[head] for name, tensor in chosen_by.named(tensors)}
             for row, part in enumerate(q.split(block[0]) if count else ()):
                 first = total - count + row * block[0]
                 view = BlockView(part, first, own, q[-LANES:], size, scale)
-                weights, blocks = weigh(view, **gates), view.blocks
+                weights, blocks = chosen_by.weights(view, **of_head), view.blocks
                 near = max(first // size - recent + 1, 0)
                 forced = min(sinks + blocks - near, blocks)
                 places = min(

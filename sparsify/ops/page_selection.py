@@ -71,11 +71,7 @@ def _fake_select(
     sinks: int = 1,
     recent: int = 1,
 ) -> torch.Tensor:
-    wanted = page_selector(selector).tensors
-    torch._check(
-        len(tensors) == len(wanted),
-        lambda: f"select_pages: {selector} takes {list(wanted)}, {len(tensors)} tensors were given",
-    )
+    page_selector(selector).named(tensors)
     torch._check(
         sinks >= 0 and recent >= 1 and budget > sinks + recent,
         lambda: (
@@ -118,7 +114,7 @@ def select_pages(
     Args:
         query, keys, pages, lengths, counts, layer, heads, offset: as `paged_attention` takes them.
         tensors: what the selector reads besides, in the order of its ``tensors``.
-        selector: name of a `sparsify.selectors.PageSelector`.
+        selector: spec of a `sparsify.selectors.PageSelector`.
         budget: pages that are read at most.
 
     Returns:
@@ -142,7 +138,7 @@ def select_pages(
                     keys[layer, used, head],
                     **{
                         name: tensor[layer, used, head] if name == "bounds" else tensor[head]
-                        for name, tensor in zip(chosen_by.tensors, tensors, strict=True)
+                        for name, tensor in chosen_by.named(tensors)
                     },
                 )
                 score = scores.amax(0)

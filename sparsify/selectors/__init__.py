@@ -1,6 +1,8 @@
 """What a query reads of its keys, pages or blocks: one file a method, each with a reference."""
 
 from sparsify.selectors.base import (
+    BLOCK_SELECTORS,
+    PAGE_SELECTORS,
     BlockScoring,
     BlockSelector,
     BlockView,
@@ -8,8 +10,8 @@ from sparsify.selectors.base import (
     Scoring,
     block_selector,
     page_selector,
-    register,
-    selector_names,
+    register_block_selector,
+    register_page_selector,
 )
 from sparsify.selectors.block_gate import BlockGate
 from sparsify.selectors.channels import Channels
@@ -20,6 +22,8 @@ from sparsify.selectors.pooled import Pooled
 from sparsify.selectors.vertical_slash import VerticalSlash
 
 __all__ = [
+    "BLOCK_SELECTORS",
+    "PAGE_SELECTORS",
     "BlockGate",
     "BlockScoring",
     "BlockSelector",
@@ -34,6 +38,6 @@ __all__ = [
     "VerticalSlash",
     "block_selector",
     "page_selector",
-    "register",
-    "selector_names",
+    "register_block_selector",
+    "register_page_selector",
 ]

@@ -1,18 +1,55 @@
-"""What selectors are, and the registry that finds one by its name.
+"""What selectors are, and the registries that find one by its spec.
 
 A page selector scores the pages of a cache for one query, a block selector weighs blocks of keys
 for a block of queries; the best of them are read. What is read anyway, how much is read, and how
 the query heads of one key head agree is the same for all, and not its business: see
 `sparsify.ops.select_pages` and `sparsify.ops.select_blocks`.
+
+A selector is a frozen dataclass whose fields are integers; its spec is text, ``page_bounds``, which
+operators carry. What depends on a model's weights or on its cache is in tensors beside it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import torch
+
+from sparsify.specs import Registry, spec_of
+
+
+@dataclass(frozen=True)
+class Selector(ABC):
+    """What page selectors and block selectors have in common."""
+
+    name: ClassVar[str]
+    tensors: ClassVar[tuple[str, ...]] = ()
+    """What it reads besides the query and the keys, by name, in the operator's order."""
+
+    def named(self, tensors: Sequence[torch.Tensor]) -> Iterable[tuple[str, torch.Tensor]]:
+        """An operator's tensors, each with its name.
+
+        Raises:
+            ValueError: there are more or fewer than it reads.
+        """
+        if len(tensors) != len(self.tensors):
+            names = ", ".join(self.tensors) or "no tensors"
+            raise ValueError(
+                f"selector {self.spec}: takes {names} besides the query and the keys; "
+                f"{len(tensors)} were given"
+            )
+        return zip(self.tensors, tensors, strict=True)
+
+    @property
+    def spec(self) -> str:
+        return spec_of(self)
+
+    def __str__(self) -> str:
+        return self.spec
+
 
 Scoring = Literal["bounds", "products", "order"]
 """How the kernel family scores a page:
@@ -25,18 +62,16 @@ order: by its place in the sequence, without looking at it.
 
 
 @dataclass(frozen=True)
-class PageSelector(ABC):
+class PageSelector(Selector):
     """A method of scoring pages.
 
     ``scores`` is all the method. ``scoring`` names the member of the kernel family that computes
-    the same; a selector without one runs as it stands here, on PyTorch.
+    the same; a selector without one runs as it stands here, on PyTorch. ``tensors`` may name
+    ``bounds``, the state that `sparsify.ops.page_bounds` keeps, and whatever has a row for each key
+    head, like ``channels``, int32 ``[kv_heads, chosen]``.
     """
 
-    name: ClassVar[str]
     scoring: ClassVar[Scoring | None] = None
-    tensors: ClassVar[tuple[str, ...]] = ()
-    """What it reads besides the query and the keys, in the operator's order: ``bounds``, the
-    state that `sparsify.ops.page_bounds` keeps, and ``channels``, int32 ``[kv_heads, chosen]``."""
 
     @abstractmethod
     def scores(
@@ -88,16 +123,14 @@ class BlockView:
 
 
 @dataclass(frozen=True)
-class BlockSelector(ABC):
+class BlockSelector(Selector):
     """A method of weighing blocks of keys for blocks of queries.
 
-    ``weights`` is all the method; ``scoring`` is as in `PageSelector`.
+    ``weights`` is all the method; ``scoring`` is as in `PageSelector`. ``tensors`` have a row for
+    each query head, like ``gates``, float32 ``[heads, head_dim, head_dim]``.
     """
 
-    name: ClassVar[str]
     scoring: ClassVar[BlockScoring | None] = None
-    tensors: ClassVar[tuple[str, ...]] = ()
-    """``gates``, float32 ``[heads, head_dim, head_dim]``, where it reads them."""
 
     @abstractmethod
     def weights(self, view: BlockView, **tensors: torch.Tensor) -> torch.Tensor:
@@ -108,45 +141,13 @@ class BlockSelector(ABC):
         """
 
 
-_REGISTRY: dict[str, type[PageSelector] | type[BlockSelector]] = {}
+PAGE_SELECTORS: Registry[PageSelector] = Registry("page selector")
+"""Every page selector by its name."""
 
-_Selector = TypeVar("_Selector", type[PageSelector], type[BlockSelector])
+BLOCK_SELECTORS: Registry[BlockSelector] = Registry("block selector")
+"""Every block selector by its name."""
 
-
-def register(selector: _Selector) -> _Selector:
-    """Class decorator: makes a selector known by its name."""
-    known = _REGISTRY.setdefault(selector.name, selector)
-    if known is not selector:
-        raise ValueError(f"selector name {selector.name!r} is taken by {known.__module__}")
-    return selector
-
-
-def selector_names(kind: type[PageSelector] | type[BlockSelector]) -> tuple[str, ...]:
-    """The names of all page selectors, or of all block selectors."""
-    return tuple(sorted(name for name, of in _REGISTRY.items() if issubclass(of, kind)))
-
-
-def page_selector(name: str) -> PageSelector:
-    """The page selector of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = _REGISTRY.get(name)
-    if found is None or not issubclass(found, PageSelector):
-        known = ", ".join(selector_names(PageSelector))
-        raise ValueError(f"unknown page selector {name!r}; known are {known}")
-    return found()
-
-
-def block_selector(name: str) -> BlockSelector:
-    """The block selector of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = _REGISTRY.get(name)
-    if found is None or not issubclass(found, BlockSelector):
-        known = ", ".join(selector_names(BlockSelector))
-        raise ValueError(f"unknown block selector {name!r}; known are {known}")
-    return found()
+register_page_selector = PAGE_SELECTORS.register
+page_selector = PAGE_SELECTORS.parse
+register_block_selector = BLOCK_SELECTORS.register
+block_selector = BLOCK_SELECTORS.parse

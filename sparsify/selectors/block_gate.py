@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.selectors.base import BlockSelector, BlockView, register
+from sparsify.selectors.base import BlockSelector, BlockView, register_block_selector
 from sparsify.selectors.pooled import mean_keys
 
 
-@register
+@register_block_selector
 @dataclass(frozen=True)
 class BlockGate(BlockSelector):
     """The softmax of scores as in `Pooled`, the mean query times the head's matrix."""

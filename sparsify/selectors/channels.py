@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.selectors.base import PageSelector, register
+from sparsify.selectors.base import PageSelector, register_page_selector
 
 
-@register
+@register_page_selector
 @dataclass(frozen=True)
 class Channels(PageSelector):
     """The largest product of a key of the page, over the chosen features alone."""

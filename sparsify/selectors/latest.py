@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.selectors.base import PageSelector, register
+from sparsify.selectors.base import PageSelector, register_page_selector
 
 
-@register
+@register_page_selector
 @dataclass(frozen=True)
 class Latest(PageSelector):
     """A page's place in the sequence."""

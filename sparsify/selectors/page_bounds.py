@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.selectors.base import PageSelector, register
+from sparsify.selectors.base import PageSelector, register_page_selector
 
 
-@register
+@register_page_selector
 @dataclass(frozen=True)
 class PageBounds(PageSelector):
     """The sum over features of the larger product with the least or the largest key."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.selectors.base import BlockSelector, BlockView, register
+from sparsify.selectors.base import BlockSelector, BlockView, register_block_selector
 
 
-@register
+@register_block_selector
 @dataclass(frozen=True)
 class Pooled(BlockSelector):
     """The softmax of the mean query's scores over mean keys."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsify.selectors.base import BlockSelector, BlockView, register
+from sparsify.selectors.base import BlockSelector, BlockView, register_block_selector
 
 
-@register
+@register_block_selector
 @dataclass(frozen=True)
 class VerticalSlash(BlockSelector):
     """The latest queries' attention to the block, and to the block that lies as far before them.

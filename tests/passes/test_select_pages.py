@@ -47,7 +47,7 @@ def test_decode_selects_and_prefill_does_not(llama: ProgramSet, name: str) -> No
         assert [arguments(n)["selected"] for n in attentions] == [None, *selections]
     else:
         assert [arguments(n)["selected"] for n in attentions] == selections and len(selections) == 2
-    sites = {d.site: d.verdict for d in result.decisions}
+    sites = {d.site: d.verdict for d in result.decisions if d.operator == "attention"}
     assert sites == {
         **{f"prefill.layers.{layer}.attention": "skipped" for layer in (0, 1)},
         **{f"decode.layers.{layer}.attention": "rewritten" for layer in (0, 1)},
@@ -101,7 +101,7 @@ def test_generation_with_a_recipe(name: str, tmp_path: Any) -> None:
         model, short, 12
     )
     rows = compiled.generate([long, short], max_new_tokens=8)
-    assert rows[1, 10:18].tolist() != []
+    assert rows[1, 150:].tolist() == own_tokens(model, short, 8)
     compiled.save(tmp_path / "model.sparsify")
     again = sparsify.load(tmp_path / "model.sparsify")
     assert torch.equal(again.generate([long, short], max_new_tokens=8), rows)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sparsify.ops.block_selection import DENSITY_STEPS
 from sparsify.ops.onnx.kv_cache import CONSTANTS, COUNTS, KEYS, PAGES, positions, query_heads
-from sparsify.ops.onnx.page_selection import HEAD_DIM, LENGTHS, TABLE
+from sparsify.ops.onnx.page_selection import HEAD_DIM, LENGTHS, TABLE, scoring_of
 from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, camel, extent, integer, lines
-from sparsify.selectors import BlockSelector, block_selector, selector_names
+from sparsify.selectors import BLOCK_SELECTORS, BlockSelector, block_selector
 
 _SIZES = (
     integer("three", 3),
@@ -232,12 +232,20 @@ _CHOICE = (
 
 
 def select_blocks(selector: str) -> OnnxOperator:
-    """The operator of this selector, which must be one of the kernel family."""
-    chosen_by = block_selector(selector)
+    """The operator of the block selector with this spec.
+
+    Raises:
+        ValueError: it has none.
+    """
+    return _of(type(block_selector(selector)))
+
+
+def _of(chosen_by: type[BlockSelector]) -> OnnxOperator:
+    scoring = scoring_of(chosen_by)
     gated = bool(chosen_by.tensors)
     pooled = (*_POOLED, *(_GATED if gated else _PLAIN), *_POOLED_WEIGHTS)
     return OnnxOperator(
-        f"SelectBlocks{camel(selector)}",
+        f"SelectBlocks{camel(chosen_by.name)}",
         "select_blocks",
         "The blocks of block[1] pages that each block of block[0] of the newest tokens reads, for "
         "each query head: the first sinks, the latest recent, and those of most weight, until "
@@ -277,14 +285,12 @@ def select_blocks(selector: str) -> OnnxOperator:
             *_SIZES,
             *_ROWS,
             *_KEYS_OF_SEQUENCE,
-            *(pooled if chosen_by.scoring == "pooled" else _LINES),
+            *(pooled if scoring == "pooled" else _LINES),
             *_CHOICE,
         ),
     )
 
 
 KINDS = tuple(
-    select_blocks(name)
-    for name in selector_names(BlockSelector)
-    if block_selector(name).scoring is not None
+    _of(selector) for selector in BLOCK_SELECTORS.classes() if selector.scoring is not None
 )

@@ -11,7 +11,7 @@ from sparsify.ops.onnx.kv_cache import (
     query_heads,
 )
 from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, camel, extent, integer, lines
-from sparsify.selectors import PageSelector, page_selector, selector_names
+from sparsify.selectors import PAGE_SELECTORS, BlockSelector, PageSelector, page_selector
 
 LENGTHS = Port("lengths", ("int64",), "[batch], tokens in the cache, new ones included")
 _BOUNDS = "[layers, pages, kv_heads, 2, head_dim]"
@@ -125,13 +125,34 @@ _PORTS = {
 }
 
 
+def scoring_of(selector: type[PageSelector] | type[BlockSelector]) -> str:
+    """The scoring whose function body is a selector's.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if selector.scoring is None:
+        raise ValueError(
+            f"selector {selector.name}: has no ONNX function body, since it has none of the "
+            "kernel family's scorings; export the model without it"
+        )
+    return selector.scoring
+
+
 def select_pages(selector: str) -> OnnxOperator:
-    """The operator of this selector, which must be one of the kernel family."""
-    chosen_by = page_selector(selector)
-    assert chosen_by.scoring is not None
+    """The operator of the page selector with this spec.
+
+    Raises:
+        ValueError: it has none.
+    """
+    return _of(type(page_selector(selector)))
+
+
+def _of(chosen_by: type[PageSelector]) -> OnnxOperator:
+    scoring = scoring_of(chosen_by)
     channels = "channels" in chosen_by.tensors
     return OnnxOperator(
-        f"SelectPages{camel(selector)}",
+        f"SelectPages{camel(chosen_by.name)}",
         "select_pages",
         "The pages that each of the newest tokens reads, for each key head: the first sinks, the "
         "latest recent, and those whose score is highest, budget in all.",
@@ -161,7 +182,7 @@ def select_pages(selector: str) -> OnnxOperator:
             "safe_pages = Where(page_used, wide_pages, none)",
             *query_heads(),
             *(_CHANNELS if channels else ("scored_query = Identity(query_heads)",)),
-            *_SCORES[chosen_by.scoring],
+            *_SCORES[scoring],
             *_ranked(),
             *_best(),
         ),
@@ -224,9 +245,5 @@ def _best() -> tuple[str, ...]:
 
 KINDS = (
     BOUNDS,
-    *(
-        select_pages(name)
-        for name in selector_names(PageSelector)
-        if page_selector(name).scoring is not None
-    ),
+    *(_of(selector) for selector in PAGE_SELECTORS.classes() if selector.scoring is not None),
 )
