@@ -151,7 +151,7 @@ def block_attention(
             blocks, as `BlockMask` has them: ``[batch, heads, query_blocks]`` and ``[..., most]``.
             Fewer lists may serve more heads, as key heads do, and one batch all. A block is listed
             once at most, as partial or as full: kernels do not check it, and count one that is
-            listed twice twice; this reference counts it once. `BlockMask.of` lists each once.
+            listed twice twice; this reference counts it once. A `BlockMask` we make has none.
         mask: read in partial blocks only.
         block: queries and keys of a block, multiples of 32 and of 16.
         skip: a block of keys all of whose scores are lower by more than this than what a tile of
