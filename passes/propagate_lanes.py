@@ -51,6 +51,9 @@ _EXTENTS: dict[Any, tuple[tuple[str, int], ...]] = {
 }
 """Operators that are told their row-major extents; all others have a flag ``lanes``."""
 
+_WITHOUT_TOKENS = (ops.select_blocks.overload, ops.kv_append.overload)
+"""Operators whose results hold no activations: they are the same in lanes and row-major."""
+
 _VIEWS = (
     aten.view.default,
     aten._unsafe_view.default,
@@ -131,7 +134,12 @@ class _Propagation:
 
     def _fits(self, node: fx.Node) -> bool:
         """Whether the token extents can be had without the row-major tensor itself."""
-        tensors = [node, *(o for o in node.all_input_nodes if is_tensor(o) and o in self.wants)]
+        tensors = [o for o in node.all_input_nodes if is_tensor(o) and o in self.wants]
+        if node.target in _WITHOUT_TOKENS:
+            options = arguments(node)
+            tensors += [options[name] for name in _KERNELS[node.target]]
+        else:
+            tensors.append(node)
         return all(self.extents.covers(e) for t in tensors for e in shape_of(t)[:-1])
 
     def _note_wish(self, node: fx.Node) -> None:
@@ -194,8 +202,8 @@ class _Propagation:
                 options["lanes"] = True
             else:
                 options["extents"] = [self.extents.node(e) for e in extents]
-            if node.target == ops.kv_append.overload:
-                # It writes, so it must stay one node; its result has no tokens.
+            if node.target in _WITHOUT_TOKENS:
+                # The same node, as its readers want its result: kv_append must not write twice.
                 node.args = tuple(options.values())
                 return
             self._record(node, self.rewriter.call(node.target, tuple(options.values())))

@@ -56,7 +56,14 @@ def test_prefill_selects_and_decode_does_not(llama: ProgramSet, name: str) -> No
         assert torch.allclose(before, after, atol=1e-5, rtol=1e-5) == same
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("pooled_blocks", marks=pytest.mark.slow),
+        "flex_prefill",
+        pytest.param("vertical_slash", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_prefill_is_the_eager_one(llama: ProgramSet, name: str) -> None:
     model = MODELS["llama"]()
     both = (RECIPES[name], sparsify.Quest(budget=48, skip_layers=0))
