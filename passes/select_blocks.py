@@ -52,7 +52,7 @@ class BlockSelection(GraphPass):
         budget_error: refuse to change the output of a head by more than this share of its norm.
 
     Raises:
-        ValueError: naming the attribute.
+        TypeError, ValueError: naming the attribute.
         BudgetError: at compile time, naming the layer and head that break ``budget_error``.
     """
 

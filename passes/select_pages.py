@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.calibration import Calibration
+from sparsify.calibration import Calibration, as_calibration
 from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
@@ -51,7 +51,7 @@ class PageSelection(GraphPass):
         budget_error: refuse to change the output of a head by more than this share of its norm.
 
     Raises:
-        ValueError: naming the attribute.
+        TypeError, ValueError: naming the attribute.
         BudgetError: at compile time, naming the layer and head that break ``budget_error``.
     """
 
@@ -81,7 +81,6 @@ class PageSelection(GraphPass):
                 f"{kind}: budget={self.budget} leaves nothing to choose beside sinks={self.sinks} "
                 f"and recent={self.recent}, in pages of {PAGE} tokens"
             )
-
         check_budget(kind, self.calibration, self.budget_error)
 
     @property
@@ -218,6 +217,7 @@ class PageSelection(GraphPass):
 
 
 def check_budget(kind: str, calibration: Calibration | None, budget: float | None) -> None:
+    as_calibration(kind, calibration)
     if budget is not None and (calibration is None or budget < 0):
         raise ValueError(
             f"{kind}: budget_error={budget} must be at least 0, and needs calibration texts"

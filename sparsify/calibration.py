@@ -79,7 +79,7 @@ class Calibration:
 
 
 def as_calibration(who: str, value: object) -> Calibration | None:
-    """What a recipe was given as its calibration, once it is known to be one.
+    """What a recipe was given as its calibration, once it is known to be one, or None.
 
     Args:
         who: the recipe that was given it, for the error.
@@ -87,7 +87,12 @@ def as_calibration(who: str, value: object) -> Calibration | None:
     Raises:
         TypeError: it is neither a `Calibration` nor None.
     """
-    if value is None or isinstance(value, Calibration):
+    return None if value is None else required_calibration(who, value)
+
+
+def required_calibration(who: str, value: object) -> Calibration:
+    """As `as_calibration`, of a recipe that needs one."""
+    if isinstance(value, Calibration):
         return value
     raise TypeError(
         f"{who}: calibration must be a sparsify.Calibration, not {type(value).__name__}; "

@@ -148,6 +148,14 @@ def test_impossible_options_are_refused(options: dict[str, int], message: str) -
         sparsify.Quest(**options)
 
 
+@pytest.mark.parametrize(
+    "recipe", [sparsify.Quest, sparsify.DoubleSparsity, sparsify.TidalDecode, sparsify.PooledBlocks]
+)
+def test_texts_that_are_no_calibration_are_refused(recipe: Any) -> None:
+    with pytest.raises(TypeError, match=rf"{recipe.__name__}: calibration must be .*not list"):
+        recipe(calibration=[[1, 2, 3]])
+
+
 def test_a_recipe_for_a_cache_is_refused_by_a_model_without_one() -> None:
     model = torch.nn.Linear(3, 3).eval()
     recipe = sparsify.DoubleSparsity(calibration=TEXTS)
