@@ -13,7 +13,12 @@ from sparsify.calibration import Calibration
 from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
-from sparsify.passes.select_pages import attention_site, check_budget, set_arguments
+from sparsify.passes.select_pages import (
+    attention_site,
+    check_budget,
+    require_cache,
+    set_arguments,
+)
 from sparsify.passes.selection_trust import block_trust
 from sparsify.passes.sites import is_disabled
 from sparsify.program import ProgramSet
@@ -53,6 +58,7 @@ class BlockSelection(GraphPass):
 
     Raises:
         TypeError, ValueError: naming the attribute.
+        ValueError: at compile time, for a model without attention over a paged cache.
         BudgetError: at compile time, naming the layer and head that break ``budget_error``.
     """
 
@@ -84,6 +90,7 @@ class BlockSelection(GraphPass):
         check_budget(kind, self.calibration, self.budget_error)
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        require_cache(type(self).__name__, programs)
         result = super().run(programs, context)
         if self.calibration is None or "prefill" not in programs.names:
             return result

@@ -52,6 +52,7 @@ class PageSelection(GraphPass):
 
     Raises:
         TypeError, ValueError: naming the attribute.
+        ValueError: at compile time, for a model without attention over a paged cache.
         BudgetError: at compile time, naming the layer and head that break ``budget_error``.
     """
 
@@ -66,7 +67,7 @@ class PageSelection(GraphPass):
     selector: ClassVar[type[PageSelector]]
 
     def __post_init__(self) -> None:
-        kind = type(self).__name__
+        kind = self._kind
         if self.budget % PAGE or self.budget <= 0:
             raise ValueError(
                 f"{kind}: budget={self.budget} must be a multiple of {PAGE} tokens, those of a page"
@@ -84,11 +85,17 @@ class PageSelection(GraphPass):
         check_budget(kind, self.calibration, self.budget_error)
 
     @property
+    def _kind(self) -> str:
+        """The recipe's name in errors."""
+        return type(self).__name__
+
+    @property
     def _always(self) -> tuple[int, int]:
         """Pages of sinks, and recent ones."""
         return -(-self.sinks // PAGE), -(-self.recent // PAGE)
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        require_cache(self._kind, programs)
         result = super().run(programs, context)
         if self.calibration is None or "prefill" not in programs.names:
             return result
@@ -99,7 +106,7 @@ class PageSelection(GraphPass):
             self._site,
             lambda attended: self.lists_of(attended, shared),
         )
-        trust.check(type(self).__name__, self.budget_error)
+        trust.check(self._kind, self.budget_error)
         told = trust.decisions(self.name, "the last tokens of the calibration select pages")
         return replace(result, decisions=(*result.decisions, *told))
 
@@ -221,6 +228,21 @@ def check_budget(kind: str, calibration: Calibration | None, budget: float | Non
     if budget is not None and (calibration is None or budget < 0):
         raise ValueError(
             f"{kind}: budget_error={budget} must be at least 0, and needs calibration texts"
+        )
+
+
+def require_cache(kind: str, programs: ProgramSet) -> None:
+    """Refuses programs in which nothing attends over a paged cache.
+
+    Raises:
+        ValueError: naming the recipe.
+    """
+    nodes = (node for program in programs for node in program.graph.nodes)
+    if not any(node.target == ops.paged_attention.overload for node in nodes):
+        raise ValueError(
+            f"{kind}: it selects what attention reads of a paged cache, and there is none here; "
+            "compile a causal language model without example inputs, so that it generates. This "
+            f"one has the entries {programs.names}"
         )
 
 
