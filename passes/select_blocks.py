@@ -19,7 +19,7 @@ from sparsify.passes.select_pages import (
     require_cache,
     set_arguments,
 )
-from sparsify.passes.selection_trust import block_trust
+from sparsify.passes.selection_trust import block_trust, check_trust
 from sparsify.passes.sites import is_disabled
 from sparsify.program import ProgramSet
 from sparsify.report import Decision
@@ -55,6 +55,7 @@ class BlockSelection(GraphPass):
         skip_layers: so many layers from the first read everything.
         calibration: texts, as token ids, on which the report says what was left out.
         budget_error: refuse to change the output of a head by more than this share of its norm.
+            With a density below 1, a text must be long enough that blocks of it are left out.
 
     Raises:
         TypeError, ValueError: naming the attribute.
@@ -95,7 +96,10 @@ class BlockSelection(GraphPass):
         if self.calibration is None or "prefill" not in programs.names:
             return result
         trust = block_trust(result.programs["prefill"], self.calibration, self._site)
-        trust.check(type(self).__name__, self.budget_error)
+        if self.density < 1:
+            check_trust(type(self).__name__, trust, self.calibration, self.budget_error)
+        else:
+            trust.check(type(self).__name__, self.budget_error)
         told = trust.decisions(self.name, "blocks are selected in the texts of the calibration")
         return replace(result, decisions=(*result.decisions, *told))
 

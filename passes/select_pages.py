@@ -14,7 +14,7 @@ from sparsify.calibration import Calibration, as_calibration
 from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
-from sparsify.passes.selection_trust import Attended, page_trust
+from sparsify.passes.selection_trust import Attended, check_trust, page_trust
 from sparsify.passes.sites import is_disabled
 from sparsify.program import ProgramSet
 from sparsify.report import Decision
@@ -49,6 +49,7 @@ class PageSelection(GraphPass):
         skip_layers: so many layers from the first read everything.
         calibration: texts, as token ids, on which the report says what was left out.
         budget_error: refuse to change the output of a head by more than this share of its norm.
+            A text must be longer than ``budget``.
 
     Raises:
         TypeError, ValueError: naming the attribute.
@@ -106,7 +107,7 @@ class PageSelection(GraphPass):
             self._site,
             lambda attended: self.lists_of(attended, shared),
         )
-        trust.check(self._kind, self.budget_error)
+        check_trust(self._kind, trust, self.calibration, self.budget_error)
         told = trust.decisions(self.name, "the last tokens of the calibration select pages")
         return replace(result, decisions=(*result.decisions, *told))
 

@@ -93,6 +93,17 @@ def test_trust_on_calibration(llama: ProgramSet, recipe: Any) -> None:
         run_pipeline(llama, [replace(told, budget_error=1e-3)])
 
 
+@pytest.mark.parametrize("recipe", [RECIPES["flex_prefill"], sparsify.Quest(48, skip_layers=0)])
+def test_a_budget_needs_texts_of_which_something_is_left_out(
+    llama: ProgramSet, recipe: Any
+) -> None:
+    short = Calibration([torch.arange(9), torch.arange(16)])
+    decisions = run_pipeline(llama, [replace(recipe, calibration=short)]).decisions
+    assert {d.density for d in decisions if d.error is not None} == {1.0}
+    with pytest.raises(ValueError, match=r"have 16, 9 tokens, of which everything is read"):
+        run_pipeline(llama, [replace(recipe, calibration=short, budget_error=0.1)])
+
+
 def test_a_selection_of_everything_costs_nothing(llama: ProgramSet) -> None:
     recipe = sparsify.PooledBlocks(1.0, calibration=TEXTS, budget_error=1e-6)
     decisions = run_pipeline(llama, [recipe]).decisions
