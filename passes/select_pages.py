@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import fx
@@ -17,12 +17,32 @@ from sparsify.passes.graph import arguments, shape_of
 from sparsify.passes.selection_trust import Attended, check_trust, page_trust
 from sparsify.passes.sites import is_disabled
 from sparsify.program import ProgramSet
-from sparsify.report import Decision
+from sparsify.report import Decision, Verdict
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import PageSelector
 
 BOUNDS = "bounds"
 """Name of the state that holds the bounds of pages."""
+
+
+class Handed(NamedTuple):
+    """A selection that a layer leaves to those behind it."""
+
+    layer: int
+    selected: fx.Node
+
+
+class Step(NamedTuple):
+    """What a recipe does at one attention.
+
+    Attributes:
+        selected: what it reads, None for everything.
+        handed: what the layers behind it get.
+    """
+
+    selected: fx.Node | None
+    handed: Handed | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -148,7 +168,7 @@ class PageSelection(GraphPass):
         return []
 
     def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
-        before: fx.Node | None = None
+        before: Handed | None = None
         for node in rewriter.nodes:
             if node.target != ops.paged_attention.overload:
                 continue
@@ -166,15 +186,13 @@ class PageSelection(GraphPass):
                 yield Decision(site, "attention", "skipped", reason, self.name)
                 continue
             with rewriter.graph.inserting_before(node):
-                selected, before = self.select(rewriter, node, tensors, before)
-            if selected is not None:
-                set_arguments(node, selected=selected)
-            reason = self.done(layer)
-            yield Decision(site, "attention", "rewritten", reason, self.name)
-
-    def done(self, layer: int) -> str:
-        """What was done to a layer's attention."""
-        return f"reads at most {self.budget} tokens, in pages that {self.selector.name} selects"
+                step = self.select(rewriter, node, tensors, before)
+            if step.selected is not None:
+                set_arguments(node, selected=step.selected)
+            nothing = step.selected is None and step.handed is before
+            verdict: Verdict = "skipped" if nothing else "rewritten"
+            yield Decision(site, "attention", verdict, step.reason, self.name)
+            before = step.handed
 
     def _unfit(self, node: fx.Node) -> str | None:
         """Why an attention stays as it is, however many tokens it is of."""
@@ -199,14 +217,15 @@ class PageSelection(GraphPass):
         rewriter: Rewriter,
         node: fx.Node,
         tensors: Sequence[fx.Node],
-        before: fx.Node | None,
-    ) -> tuple[fx.Node | None, fx.Node | None]:
-        """What an attention of single tokens reads, None for all, and what layers after it get.
+        before: Handed | None,
+    ) -> Step:
+        """What is done at an attention of single tokens.
 
         Args:
-            before: what the layer before it left to this one.
+            before: what the layers before it left to this one.
         """
-        return self.call(rewriter, node, tensors), None
+        reason = f"reads at most {self.budget} tokens, in pages that {self.selector.name} selects"
+        return Step(self.call(rewriter, node, tensors), None, reason)
 
     def call(self, rewriter: Rewriter, node: fx.Node, tensors: Sequence[fx.Node]) -> fx.Node:
         """Adds the selection for an attention."""
