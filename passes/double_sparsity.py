@@ -12,7 +12,7 @@ from sparsify import ops
 from sparsify.calibration import Calibration
 from sparsify.contracts import PassContext, PassResult
 from sparsify.passes.graph import arguments
-from sparsify.passes.select_pages import PageSelection, attention_site
+from sparsify.passes.select_pages import PageSelection, attention_site, require_cache
 from sparsify.program import Program, ProgramSet
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import Channels
@@ -59,11 +59,7 @@ class DoubleSparsity(PageSelection):
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
         assert self.calibration is not None
-        if "prefill" not in programs.names:
-            raise ValueError(
-                "DoubleSparsity: pages are selected in the cache of a language model; compile one "
-                f"without example inputs, so that it generates. This one has {programs.names}"
-            )
+        require_cache(self._kind, programs)
         chosen = important_channels(programs["prefill"], self.calibration, self.channels)
         sizes = (self.budget, self.sinks, self.recent, self.skip_layers)
         trust = (self.calibration, self.budget_error)
@@ -78,6 +74,10 @@ class _Calibrated(PageSelection):
 
     name = DoubleSparsity.name
     selector = Channels()
+
+    @property
+    def _kind(self) -> str:
+        return DoubleSparsity.__name__
 
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
         layer = arguments(node)["layer"]

@@ -134,7 +134,12 @@ class _Propagation:
 
     def _fits(self, node: fx.Node) -> bool:
         """Whether the token extents can be had without the row-major tensor itself."""
-        tensors = [node, *(o for o in node.all_input_nodes if is_tensor(o) and o in self.wants)]
+        tensors = [o for o in node.all_input_nodes if is_tensor(o) and o in self.wants]
+        if node.target in _WITHOUT_TOKENS:
+            options = arguments(node)
+            tensors += [options[name] for name in _KERNELS[node.target]]
+        else:
+            tensors.append(node)
         return all(self.extents.covers(e) for t in tensors for e in shape_of(t)[:-1])
 
     def _note_wish(self, node: fx.Node) -> None:

@@ -13,8 +13,13 @@ from sparsify.calibration import Calibration
 from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
-from sparsify.passes.select_pages import attention_site, check_budget, set_arguments
-from sparsify.passes.selection_trust import block_trust
+from sparsify.passes.select_pages import (
+    attention_site,
+    check_budget,
+    require_cache,
+    set_arguments,
+)
+from sparsify.passes.selection_trust import block_trust, check_trust
 from sparsify.passes.sites import is_disabled
 from sparsify.program import ProgramSet
 from sparsify.report import Decision
@@ -50,9 +55,11 @@ class BlockSelection(GraphPass):
         skip_layers: so many layers from the first read everything.
         calibration: texts, as token ids, on which the report says what was left out.
         budget_error: refuse to change the output of a head by more than this share of its norm.
+            With a density below 1, a text must be long enough that blocks of it are left out.
 
     Raises:
-        ValueError: naming the attribute.
+        TypeError, ValueError: naming the attribute.
+        ValueError: at compile time, for a model without attention over a paged cache.
         BudgetError: at compile time, naming the layer and head that break ``budget_error``.
     """
 
@@ -84,11 +91,15 @@ class BlockSelection(GraphPass):
         check_budget(kind, self.calibration, self.budget_error)
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        require_cache(type(self).__name__, programs)
         result = super().run(programs, context)
         if self.calibration is None or "prefill" not in programs.names:
             return result
         trust = block_trust(result.programs["prefill"], self.calibration, self._site)
-        trust.check(type(self).__name__, self.budget_error)
+        if self.density < 1:
+            check_trust(type(self).__name__, trust, self.calibration, self.budget_error)
+        else:
+            trust.check(type(self).__name__, self.budget_error)
         told = trust.decisions(self.name, "blocks are selected in the texts of the calibration")
         return replace(result, decisions=(*result.decisions, *told))
 

@@ -4,25 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.calibration import Calibration
+from sparsify.calibration import Calibration, as_calibration
 from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
-from sparsify.passes.selection_trust import Attended, page_trust
+from sparsify.passes.selection_trust import Attended, check_trust, page_trust
 from sparsify.passes.sites import is_disabled
 from sparsify.program import ProgramSet
-from sparsify.report import Decision
+from sparsify.report import Decision, Verdict
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import PageSelector
 
 BOUNDS = "bounds"
 """Name of the state that holds the bounds of pages."""
+
+
+class Handed(NamedTuple):
+    """A selection that a layer leaves to those behind it."""
+
+    layer: int
+    selected: fx.Node
+
+
+class Step(NamedTuple):
+    """What a recipe does at one attention.
+
+    Attributes:
+        selected: what it reads, None for everything.
+        handed: what the layers behind it get.
+    """
+
+    selected: fx.Node | None
+    handed: Handed | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -49,9 +69,11 @@ class PageSelection(GraphPass):
         skip_layers: so many layers from the first read everything.
         calibration: texts, as token ids, on which the report says what was left out.
         budget_error: refuse to change the output of a head by more than this share of its norm.
+            A text must be longer than ``budget``.
 
     Raises:
-        ValueError: naming the attribute.
+        TypeError, ValueError: naming the attribute.
+        ValueError: at compile time, for a model without attention over a paged cache.
         BudgetError: at compile time, naming the layer and head that break ``budget_error``.
     """
 
@@ -66,7 +88,7 @@ class PageSelection(GraphPass):
     selector: ClassVar[PageSelector]
 
     def __post_init__(self) -> None:
-        kind = type(self).__name__
+        kind = self._kind
         if self.budget % PAGE or self.budget <= 0:
             raise ValueError(
                 f"{kind}: budget={self.budget} must be a multiple of {PAGE} tokens, those of a page"
@@ -81,8 +103,12 @@ class PageSelection(GraphPass):
                 f"{kind}: budget={self.budget} leaves nothing to choose beside sinks={self.sinks} "
                 f"and recent={self.recent}, in pages of {PAGE} tokens"
             )
-
         check_budget(kind, self.calibration, self.budget_error)
+
+    @property
+    def _kind(self) -> str:
+        """The recipe's name in errors."""
+        return type(self).__name__
 
     @property
     def _always(self) -> tuple[int, int]:
@@ -90,6 +116,7 @@ class PageSelection(GraphPass):
         return -(-self.sinks // PAGE), -(-self.recent // PAGE)
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        require_cache(self._kind, programs)
         result = super().run(programs, context)
         if self.calibration is None or "prefill" not in programs.names:
             return result
@@ -100,7 +127,7 @@ class PageSelection(GraphPass):
             self._site,
             lambda attended: self.lists_of(attended, shared),
         )
-        trust.check(type(self).__name__, self.budget_error)
+        check_trust(self._kind, trust, self.calibration, self.budget_error)
         told = trust.decisions(self.name, "the last tokens of the calibration select pages")
         return replace(result, decisions=(*result.decisions, *told))
 
@@ -141,7 +168,7 @@ class PageSelection(GraphPass):
         return []
 
     def rewrite(self, rewriter: Rewriter, context: PassContext) -> Iterable[Decision]:
-        before: fx.Node | None = None
+        before: Handed | None = None
         for node in rewriter.nodes:
             if node.target != ops.paged_attention.overload:
                 continue
@@ -159,15 +186,13 @@ class PageSelection(GraphPass):
                 yield Decision(site, "attention", "skipped", reason, self.name)
                 continue
             with rewriter.graph.inserting_before(node):
-                selected, before = self.select(rewriter, node, tensors, before)
-            if selected is not None:
-                set_arguments(node, selected=selected)
-            reason = self.done(layer)
-            yield Decision(site, "attention", "rewritten", reason, self.name)
-
-    def done(self, layer: int) -> str:
-        """What was done to a layer's attention."""
-        return f"reads at most {self.budget} tokens, in pages that {self.selector.spec} selects"
+                step = self.select(rewriter, node, tensors, before)
+            if step.selected is not None:
+                set_arguments(node, selected=step.selected)
+            nothing = step.selected is None and step.handed is before
+            verdict: Verdict = "skipped" if nothing else "rewritten"
+            yield Decision(site, "attention", verdict, step.reason, self.name)
+            before = step.handed
 
     def _unfit(self, node: fx.Node) -> str | None:
         """Why an attention stays as it is, however many tokens it is of."""
@@ -192,14 +217,15 @@ class PageSelection(GraphPass):
         rewriter: Rewriter,
         node: fx.Node,
         tensors: Sequence[fx.Node],
-        before: fx.Node | None,
-    ) -> tuple[fx.Node | None, fx.Node | None]:
-        """What an attention of single tokens reads, None for all, and what layers after it get.
+        before: Handed | None,
+    ) -> Step:
+        """What is done at an attention of single tokens.
 
         Args:
-            before: what the layer before it left to this one.
+            before: what the layers before it left to this one.
         """
-        return self.call(rewriter, node, tensors), None
+        reason = f"reads at most {self.budget} tokens, in pages that {self.selector.spec} selects"
+        return Step(self.call(rewriter, node, tensors), None, reason)
 
     def call(self, rewriter: Rewriter, node: fx.Node, tensors: Sequence[fx.Node]) -> fx.Node:
         """Adds the selection for an attention."""
@@ -218,9 +244,25 @@ class PageSelection(GraphPass):
 
 
 def check_budget(kind: str, calibration: Calibration | None, budget: float | None) -> None:
+    as_calibration(kind, calibration)
     if budget is not None and (calibration is None or budget < 0):
         raise ValueError(
             f"{kind}: budget_error={budget} must be at least 0, and needs calibration texts"
+        )
+
+
+def require_cache(kind: str, programs: ProgramSet) -> None:
+    """Refuses programs in which nothing attends over a paged cache.
+
+    Raises:
+        ValueError: naming the recipe.
+    """
+    nodes = (node for program in programs for node in program.graph.nodes)
+    if not any(node.target == ops.paged_attention.overload for node in nodes):
+        raise ValueError(
+            f"{kind}: it selects what attention reads of a paged cache, and there is none here; "
+            "compile a causal language model without example inputs, so that it generates. This "
+            f"one has the entries {programs.names}"
         )
 
 

@@ -122,6 +122,28 @@ def page_trust(
     return trust
 
 
+def check_trust(
+    who: str, trust: AttentionTrust, calibration: Calibration, budget_error: float | None
+) -> None:
+    """Checks a budget on texts, on which something must have been left out to be judged.
+
+    Raises:
+        BudgetError: as `AttentionTrust.check`.
+        ValueError: all texts are so short that everything is read; it names their lengths.
+    """
+    trust.check(who, budget_error)
+    heads = tuple(trust.heads())
+    if budget_error is None or not heads or any(head.density < 1 for head in heads):
+        return
+    lengths = sorted((len(text[0]) for text in calibration.batches), reverse=True)
+    named = ", ".join(map(str, lengths[:8])) + ", ..." * (len(lengths) > 8)
+    raise ValueError(
+        f"{who}: budget_error={budget_error:g} cannot be checked: the calibration's texts have "
+        f"{named} tokens, of which everything is read; give longer texts, of the lengths that "
+        "will be generated with"
+    )
+
+
 def _observe(
     trust: AttentionTrust,
     attended: Attended,

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sparsify.passes.graph import arguments
-from sparsify.passes.select_pages import PageSelection
+from sparsify import ops
+from sparsify.contracts import PassContext, PassResult
+from sparsify.passes.graph import arguments, shape_of
+from sparsify.passes.select_pages import Handed, PageSelection, Step
 from sparsify.passes.selection_trust import Attended
+from sparsify.program import Program, ProgramSet
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import Exact
 
@@ -33,6 +36,11 @@ class TidalDecode(PageSelection):
 
     Attributes:
         selecting: numbers of the selecting layers; the paper has the third and one in the middle.
+            `PageSelection` has the others.
+
+    Raises:
+        ValueError: naming the attribute; at compile time, naming a layer that cannot select: it
+            is none of the model's, is left alone itself, or no layer behind it reads a selection.
 
     Source: Yang et al., "TidalDecode: Fast and Accurate LLM Decoding with Position Persistent
     Sparse Attention", 2024.
@@ -49,16 +57,50 @@ class TidalDecode(PageSelection):
         if not self.selecting or min(self.selecting) < 0:
             raise ValueError(f"TidalDecode: selecting={self.selecting} must name layers, from 0 on")
 
+    def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
+        for program in programs:
+            self._check_layers(program)
+        return super().run(programs, context)
+
+    def _check_layers(self, program: Program) -> None:
+        """Refuses numbers of layers that cannot select, or for which none behind them reads."""
+        unfit = {
+            arguments(node)["layer"]: self._unfit(node)
+            for node in program.graph.nodes
+            if node.target == ops.paged_attention.overload
+            and shape_of(arguments(node)["query"])[1] == 1
+        }
+        sources = {
+            max((s for s in self.selecting if s < layer), default=None)
+            for layer, reason in unfit.items()
+            if reason is None and layer not in self.selecting
+        }
+        for layer in self.selecting if unfit else ():
+            reason = unfit.get(layer, f"the model's layers are {min(unfit)} to {max(unfit)}")
+            if reason is None and layer not in sources:
+                reason = "no layer behind it would read what it selects"
+            if reason is not None:
+                raise ValueError(
+                    f"TidalDecode: selecting={self.selecting}: layer {layer} cannot select, "
+                    f"{reason}; name other layers"
+                )
+
     def select(
         self,
         rewriter: Rewriter,
         node: fx.Node,
         tensors: Sequence[fx.Node],
-        before: fx.Node | None,
-    ) -> tuple[fx.Node | None, fx.Node | None]:
-        if arguments(node)["layer"] in self.selecting:
-            return None, self.call(rewriter, node, tensors)
-        return before, before
+        before: Handed | None,
+    ) -> Step:
+        layer = arguments(node)["layer"]
+        if layer in self.selecting:
+            handed = Handed(layer, self.call(rewriter, node, tensors))
+            reason = f"reads everything, and selects {self.budget} tokens for layers behind it"
+            return Step(None, handed, reason)
+        if before is None:
+            return Step(None, None, "reads everything, as no layer before it selects")
+        reason = f"reads at most {self.budget} tokens, in pages that layer {before.layer} selected"
+        return Step(before.selected, before, reason)
 
     def lists_of(self, attended: Attended, shared: dict[str, torch.Tensor]) -> torch.Tensor | None:
         found = super().lists_of(attended, shared)
@@ -66,11 +108,3 @@ class TidalDecode(PageSelection):
             shared["selected"] = found
             return None
         return None if found is None else shared.get("selected")
-
-    def done(self, layer: int) -> str:
-        if layer in self.selecting:
-            return f"reads everything, and selects {self.budget} tokens for the layers behind it"
-        source = max((s for s in self.selecting if s < layer), default=None)
-        if source is None:
-            return "reads everything, before the first layer that selects"
-        return f"reads at most {self.budget} tokens, in pages that layer {source} selected"

@@ -80,6 +80,28 @@ class Calibration:
         return batch, {}
 
 
+def as_calibration(who: str, value: object) -> Calibration | None:
+    """What a recipe was given as its calibration, once it is known to be one, or None.
+
+    Args:
+        who: the recipe that was given it, for the error.
+
+    Raises:
+        TypeError: it is neither a `Calibration` nor None.
+    """
+    return None if value is None else required_calibration(who, value)
+
+
+def required_calibration(who: str, value: object) -> Calibration:
+    """As `as_calibration`, of a recipe that needs one."""
+    if isinstance(value, Calibration):
+        return value
+    raise TypeError(
+        f"{who}: calibration must be a sparsify.Calibration, not {type(value).__name__}; "
+        "sparsify.Calibration(batches) makes one of batches of inputs, or of texts as token ids"
+    )
+
+
 class _Watcher(fx.Interpreter):
     """Runs a program on PyTorch's own kernels and shows results on the way."""
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import sparsify
-from sparsify.calibration import Calibration
+from sparsify.calibration import Calibration, as_calibration
 from sparsify.contracts import GraphPass, PassContext
 from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.frontend.torch import import_torch
@@ -59,6 +59,13 @@ def test_texts_run_through_prefill_of_a_language_model() -> None:
 def test_what_is_no_batch_is_refused(batches: Iterable[object]) -> None:
     with pytest.raises((TypeError, ValueError), match="calibration"):
         Calibration(batches)
+
+
+def test_a_recipe_takes_a_calibration_or_none() -> None:
+    given = Calibration([[1, 2, 3]])
+    assert as_calibration("Quest", given) is given and as_calibration("Quest", None) is None
+    with pytest.raises(TypeError, match=r"Quest: calibration must be .*Calibration, not list"):
+        as_calibration("Quest", [[1, 2, 3]])
 
 
 def test_batches_of_another_structure_are_refused() -> None:

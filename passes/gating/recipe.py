@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import fx
 
-from sparsify.calibration import Calibration
+from sparsify.calibration import Calibration, required_calibration
 from sparsify.contracts import PassContext, PassResult
 from sparsify.gates import Gate
 from sparsify.passes.gating.observed import Observed
@@ -70,11 +70,7 @@ class Gating(ABC):
             raise TypeError(f"{kind}: sparsity must be a number, not {self.sparsity!r}")
         if not 0 < self.sparsity < 1:
             raise ValueError(f"{kind}: sparsity={self.sparsity} must lie between 0 and 1")
-        if not isinstance(self.calibration, Calibration):
-            raise TypeError(
-                f"{kind}: calibration must be a sparsify.Calibration, not "
-                f"{type(self.calibration).__name__}"
-            )
+        required_calibration(kind, self.calibration)
         if self.max_error is not None and not self.max_error > 0:
             raise ValueError(f"{kind}: max_error={self.max_error} must be above 0, or None")
         if self.fit and self.max_error is None:

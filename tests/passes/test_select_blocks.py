@@ -56,7 +56,14 @@ def test_prefill_selects_and_decode_does_not(llama: ProgramSet, name: str) -> No
         assert torch.allclose(before, after, atol=1e-5, rtol=1e-5) == same
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("pooled_blocks", marks=pytest.mark.slow),
+        "flex_prefill",
+        pytest.param("vertical_slash", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_prefill_is_the_eager_one(llama: ProgramSet, name: str) -> None:
     model = MODELS["llama"]()
     both = (RECIPES[name], sparsify.Quest(budget=48, skip_layers=0))
@@ -84,6 +91,17 @@ def test_trust_on_calibration(llama: ProgramSet, recipe: Any) -> None:
         assert 0 < site.density < 0.6 and 0 < site.error < 2 and 0 < site.mass < 1
     with pytest.raises(BudgetError, match="head"):
         run_pipeline(llama, [replace(told, budget_error=1e-3)])
+
+
+@pytest.mark.parametrize("recipe", [RECIPES["flex_prefill"], sparsify.Quest(48, skip_layers=0)])
+def test_a_budget_needs_texts_of_which_something_is_left_out(
+    llama: ProgramSet, recipe: Any
+) -> None:
+    short = Calibration([torch.arange(9), torch.arange(16)])
+    decisions = run_pipeline(llama, [replace(recipe, calibration=short)]).decisions
+    assert {d.density for d in decisions if d.error is not None} == {1.0}
+    with pytest.raises(ValueError, match=r"have 16, 9 tokens, of which everything is read"):
+        run_pipeline(llama, [replace(recipe, calibration=short, budget_error=0.1)])
 
 
 def test_a_selection_of_everything_costs_nothing(llama: ProgramSet) -> None:

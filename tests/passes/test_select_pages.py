@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparsify
 from sparsify.calibration import Calibration
@@ -15,7 +16,7 @@ from sparsify.passes.double_sparsity import important_channels
 from sparsify.passes.graph import arguments
 from sparsify.passes.select_pages import PageSelection
 from sparsify.program import Program, ProgramSet
-from tests.tiny_lm import MODELS, own_tokens, prompts
+from tests.tiny_lm import MODELS, SIZES, own_tokens, prompts
 
 TEXTS = Calibration([torch.arange(50) % 61, torch.arange(20) * 7 % 61])
 SMALL: dict[str, Any] = {"budget": 48, "skip_layers": 0}
@@ -117,6 +118,44 @@ def test_layers_that_are_skipped_and_layers_with_a_window() -> None:
     assert "another recipe" in [d.reason for d in again.decisions if d.site.startswith("decode")][1]
 
 
+def test_layers_that_share_a_selection_say_whose() -> None:
+    sizes = {**SIZES, "num_hidden_layers": 5}
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    programs = run_pipeline(import_causal_lm(model), PORTABLE).programs
+    recipe = sparsify.TidalDecode(48, skip_layers=0, selecting=(1, 3))
+    for switched_off, sources in (("", [None, None, 1, None, 3]), ("*.1.*", [None] * 4 + [3])):
+        off = PassContext(disabled_sites=frozenset(filter(None, [switched_off])))
+        result = run_pipeline(programs, [recipe], off)
+        decode = result.programs["decode"]
+        selections = {arguments(n)["layer"]: n for n in calls(decode, "select_pages")}
+        read = [arguments(n)["selected"] for n in calls(decode, "paged_attention")]
+        assert read == [selections.get(source) for source in sources]
+        told = [d for d in result.decisions if d.site.startswith("decode")]
+        for layer, (decision, source) in enumerate(zip(told, sources, strict=True)):
+            rewritten = source is not None or layer in selections
+            assert decision.verdict == ("rewritten" if rewritten else "skipped")
+            assert source is None or f"layer {source} selected" in decision.reason
+
+
+@pytest.mark.parametrize(
+    "model, options, message",
+    [
+        ("llama", {"selecting": (0, 2)}, "layer 2 cannot select, the model's layers are 0 to 1"),
+        ("llama", {"selecting": (0,), "skip_layers": 1}, "layer 0 .* first 1 layers read"),
+        ("llama", {"selecting": (0, 1)}, "layer 0 cannot select, no layer behind it"),
+        ("gemma3", {"selecting": (0,)}, "layer 0 cannot select, it reads a window"),
+        ("gemma3", {"selecting": (1,)}, "layer 1 cannot select, no layer behind it"),
+    ],
+)
+def test_layers_that_cannot_select_are_refused(
+    model: str, options: dict[str, Any], message: str
+) -> None:
+    programs = import_causal_lm(MODELS[model]())
+    recipe = sparsify.TidalDecode(**{**SMALL, **options})
+    with pytest.raises(ValueError, match=message):
+        run_pipeline(programs, [*PORTABLE, recipe])
+
+
 def test_important_channels_have_the_largest_products(llama: ProgramSet) -> None:
     program, text = llama["prefill"], Calibration([torch.arange(30) % 61])
     append, attention = (arguments(calls(program, n)[0]) for n in ("kv_append", "paged_attention"))
@@ -148,8 +187,18 @@ def test_impossible_options_are_refused(options: dict[str, int], message: str) -
         sparsify.Quest(**options)
 
 
-def test_a_recipe_for_a_cache_is_refused_by_a_model_without_one() -> None:
+@pytest.mark.parametrize(
+    "recipe", [sparsify.Quest, sparsify.DoubleSparsity, sparsify.TidalDecode, sparsify.PooledBlocks]
+)
+def test_texts_that_are_no_calibration_are_refused(recipe: Any) -> None:
+    with pytest.raises(TypeError, match=rf"{recipe.__name__}: calibration must be .*not list"):
+        recipe(calibration=[[1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES.values(), sparsify.PooledBlocks(), sparsify.FlexPrefill()]
+)
+def test_a_recipe_for_a_cache_is_refused_by_a_model_without_one(recipe: Any) -> None:
     model = torch.nn.Linear(3, 3).eval()
-    recipe = sparsify.DoubleSparsity(calibration=TEXTS)
-    with pytest.raises(ValueError, match="without example inputs"):
+    with pytest.raises(ValueError, match=f"{type(recipe).__name__}: .*without example inputs"):
         sparsify.compile(model, (torch.randn(2, 3),), recipe=recipe, cache=False)

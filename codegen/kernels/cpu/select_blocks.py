@@ -161,7 +161,7 @@ class _Emitter:
             store(self.y, out + done[0] + rest, T.int32(-1), 1)
 
     def _enough(self, ranked: TopRanks, at: Expr, blocks: Expr) -> Expr:
-        """How many of the highest ranks have the mass."""
+        """How many of the highest ranks have the mass; of equals the first are counted first."""
         width = self.width
         whole = Registers(1, width)
         whole[0] = splat(0.0, width)
@@ -173,12 +173,22 @@ class _Emitter:
             reduce_lanes(bind(whole[0]), width, lambda a, b: a + b) * T.float32(self.spec.mass)
         )
 
+        def weight(offset: Expr) -> Expr:
+            return load(self.weights, at + offset, width)
+
         def has_mass(bound: Expr) -> Expr:
-            weight = lambda offset: load(self.weights, at + offset, width)  # noqa: E731
             return ranked.total(bound, weight) >= wanted
 
-        bound = T.Cast("int32", ranked.highest(has_mass))
-        return T.Cast("int64", ranked.how_many(bind(bound)))
+        bound = bind(T.Cast("int32", ranked.highest(has_mass)))
+        share, taken = (T.alloc_buffer((1,), of, scope="global") for of in ("float32", "int64"))
+        store(share, 0, ranked.total(bound, weight, above=True), 1)
+        store(taken, 0, T.Cast("int64", ranked.how_many(bound, above=True)), 1)
+        with T.serial(blocks) as block:
+            equal = bind(self.ranks[at + block] == bound)
+            with T.If(T.And(equal, share[0] < wanted)), T.Then():
+                store(share, 0, share[0] + self.weights[at + block], 1)
+                store(taken, 0, taken[0] + 1, 1)
+        return bind(taken[0])
 
 
 def _runs(count: Expr, size: int) -> Expr:

@@ -115,6 +115,28 @@ def test_the_density_is_kept(library: Any, width: Any, lanes: Callable[..., Any]
         assert bool((listed == 0).any(-1).all()) and bool((listed == blocks - 1).any(-1).all())
 
 
+def test_of_equal_blocks_the_earlier_have_the_mass(
+    library: Any, width: Any, lanes: Callable[..., Any]
+) -> None:
+    case = CASES["mass"]
+    given = case.operands(33, [33 + 15 * 32], [33])
+    given.keys[...] = 0.25
+    inputs = [
+        lanes(given.query), given.keys, given.pages, given.lengths, given.counts, LAYER, 33,
+    ]  # fmt: skip
+    columns = -(-given.pages.shape[1] // case.block[1])
+    found = library(case.kernel(width.isa), inputs, (1, 2, 3, columns), dtype=torch.int32)
+    for row, first in enumerate((480, 496, 512)):
+        blocks = min(first + 15, 512) // 32 + 1
+        own = list(range(max(first // 32 - 1, 0), blocks))
+        # Of equal weights, 0.4 of the mass is in so many blocks; those always read come first.
+        earlier = list(range(-(-blocks * 2 // 5) - len(own)))
+        expected = [*earlier, *own]
+        for head in range(2):
+            listed = found[0, head, row]
+            assert listed[listed >= 0].tolist() == expected
+
+
 def test_names_tell_kernels_apart() -> None:
     assert len({case.kernel(NEON).name for case in CASES.values()}) == len(CASES)
 
