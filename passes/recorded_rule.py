@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import fx
+from torch.fx.experimental import _config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sparsify.passes.graph import aten
@@ -56,7 +56,14 @@ def ramp(rewriter: Rewriter, count: int | fx.Node, trailing: int = 0) -> fx.Node
     return made
 
 
-def unguarded(node: fx.Node) -> AbstractContextManager[Any]:
-    """Evaluates without assumptions: broadcasting supposes that there is more than one block."""
+@contextmanager
+def unguarded(node: fx.Node) -> Iterator[None]:
+    """Evaluates without assumptions on the number of blocks.
+
+    Broadcasting takes a symbolic extent for 1 where the example inputs have one block, and would
+    leave a program for one block alone; here it may only look at what is 1 for every input.
+    """
     shape_env = node.meta["val"].fake_mode.shape_env
-    return nullcontext() if shape_env is None else shape_env.suppress_guards()
+    quiet = nullcontext() if shape_env is None else shape_env.suppress_guards()
+    with quiet, _config.patch(backed_size_oblivious=True):
+        yield

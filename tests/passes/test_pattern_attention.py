@@ -147,6 +147,24 @@ def test_programs_compute_what_the_pattern_keeps(
     assert all("not known without calibration" in d.reason for d in result.decisions)
 
 
+def test_an_example_of_one_block_serves_any_length(encoder: Encoder) -> None:
+    example = torch.randn(2, 20, D), torch.ones(2, 20, dtype=torch.bool)
+    programs = run_pipeline(import_torch(encoder, example), PORTABLE).programs
+    pattern = Sharded(3, 0)
+    result = PatternAttention(pattern, block=BLOCK).run(programs, PassContext())
+    program = result.programs["forward"]
+    lists = {
+        str(node.meta["val"].shape[2])
+        for node in program.graph.nodes
+        if "list_blocks" in str(node.target)
+    }
+    assert lists and "1" not in lists
+    for length in (1, 32, 131):
+        x, keep = torch.randn(2, length, D), torch.ones(2, length, dtype=torch.bool)
+        expected = masked(encoder, pattern, x, keep)
+        torch.testing.assert_close(program.run(x, keep), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_measured_figures_are_in_the_report(programs: ProgramSet, data: Calibration) -> None:
     recipe = PatternAttention(WindowSinks(0, 1), block=BLOCK, calibration=data, sites=("first",))
     result = recipe.run(programs, PassContext())
