@@ -32,7 +32,8 @@ def record(
     """
     made: dict[fx.Node, fx.Node] = {}
     given = iter(operands)
-    for node in make_fx(rule)(*examples).graph.nodes:
+    # Tracing knows arguments by identity: a tensor given twice would be one argument.
+    for node in make_fx(rule)(*(example.clone() for example in examples)).graph.nodes:
         if node.op == "placeholder":
             made[node] = next(given)
         elif node.op == "output":

@@ -1,5 +1,6 @@
 """Patterns in the prefill of a language model: which blocks are selected, and what it computes."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import sparsify
 from sparsify.calibration import Calibration
 from sparsify.contracts import PassContext
 from sparsify.frontend.causal_lm import import_causal_lm
+from sparsify.ops import PAGE, CacheShape
 from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.passes.attention_trust import BudgetError
 from sparsify.passes.graph import arguments
@@ -60,6 +62,23 @@ def test_an_example_of_one_block_leaves_their_number_open(programs: ProgramSet) 
         batch, heads, rows, columns = options["selected"].meta["val"].shape
         assert heads == HEADS and options["block"][0] == 64
         assert all(isinstance(extent, torch.SymInt) for extent in (batch, rows, columns))
+
+
+def test_a_prompt_in_pieces_reads_the_same_blocks(programs: ProgramSet) -> None:
+    result = PatternAttention(Sharded(3, 0), block=BLOCK).run(programs, PassContext())
+    program, ids = result.programs["prefill"], torch.randint(0, 60, (1, 170))
+    (shape,) = [n.meta["val"].shape for n in program.user_inputs() if n.name == "keys"]
+    width = -(-170 // PAGE)
+    pages = torch.arange(width, dtype=torch.int32)[None]
+
+    def last(*ends: int) -> torch.Tensor:
+        cache = CacheShape(int(shape[0]), int(shape[2]), int(shape[3])).zeros(width)
+        for begin, end in pairwise((0, *ends)):
+            given = ids[:, begin:end], pages, torch.tensor([begin]), torch.tensor([end - begin])
+            logits: torch.Tensor = program.run(*given, *cache)[0]
+        return logits
+
+    torch.testing.assert_close(last(64, 170), last(170), atol=1e-4, rtol=1e-4)
 
 
 def test_decode_is_left_alone_and_says_so(programs: ProgramSet) -> None:
