@@ -53,6 +53,7 @@ class Moefy:
     calibration: Calibration
 
     name: ClassVar[str] = "moefy"
+    tolerance: ClassVar[float] = float("inf")
 
     def __post_init__(self) -> None:
         required_calibration(self.name, self.calibration)

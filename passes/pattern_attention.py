@@ -192,8 +192,11 @@ def _rewrite(
 
             places = ramp(rewriter, rows)
             operands = ramp(rewriter, rows, 1), places, ramp(rewriter, heads, 2)
-            numbers = torch.arange(3)
-            examples = numbers[:, None], numbers, torch.arange(heads)[:, None, None]
+
+            def examples(size: int) -> tuple[torch.Tensor, ...]:
+                numbers = torch.arange(size)
+                return numbers[:, None], numbers, torch.arange(heads)[:, None, None]
+
             maps = record(rewriter, pattern, rule, operands, examples)
             made[key] = _lists(rewriter, maps)
         names = ("heads", "kv_heads", "head_dim", "offsets", "scale")

@@ -117,9 +117,12 @@ def _selected(rewriter: Rewriter, node: fx.Node, pattern: Pattern, block: int) -
         return (kept & (key * block <= last) & (key * block < lengths),)
 
     operands = (*per_text, ramp(rewriter, rows, 1), places, ramp(rewriter, heads, 2))
-    numbers = torch.arange(3)
-    text = numbers[:2, None, None, None]
-    examples = text, text, numbers[:, None], numbers, torch.arange(heads)[:, None, None]
+
+    def examples(size: int) -> tuple[torch.Tensor, ...]:
+        numbers = torch.arange(size)
+        text = numbers[1:, None, None, None]
+        return text, text, numbers[:, None], numbers, torch.arange(heads)[:, None, None]
+
     (kept,) = record(rewriter, pattern, rule, operands, examples)
     ones = rewriter.call(aten._to_copy.default, (kept,), {"dtype": torch.int64})
     counts = rewriter.call(aten.sum.dim_IntList, (ones, [3], True))

@@ -58,6 +58,12 @@ def test_a_token_that_runs_every_expert_gets_the_dense_result(layer: Layer) -> N
     assert decision.error is not None and decision.error < 1e-6
 
 
+def test_numeric_verification_lets_its_change_through(layer: Layer) -> None:
+    programs = import_torch(layer, (tokens(9)[None],))
+    recipe = Moefy(4, 2, Calibration([tokens(200)[None]]))
+    run_pipeline(programs, (*PORTABLE, recipe), verify="numeric")
+
+
 def test_groups_that_work_apart_are_found(layer: Layer) -> None:
     program, decision = run(layer, Moefy(4, 1, Calibration([tokens(400)[None]])))
     x = tokens(100)[None]

@@ -147,6 +147,24 @@ def test_programs_compute_what_the_pattern_keeps(
     assert all("not known without calibration" in d.reason for d in result.decisions)
 
 
+def test_an_example_of_one_block_serves_any_length(encoder: Encoder) -> None:
+    example = torch.randn(2, 20, D), torch.ones(2, 20, dtype=torch.bool)
+    programs = run_pipeline(import_torch(encoder, example), PORTABLE).programs
+    pattern = Sharded(3, 0)
+    result = PatternAttention(pattern, block=BLOCK).run(programs, PassContext())
+    program = result.programs["forward"]
+    lists = {
+        str(node.meta["val"].shape[2])
+        for node in program.graph.nodes
+        if "list_blocks" in str(node.target)
+    }
+    assert lists and "1" not in lists
+    for length in (1, 32, 131):
+        x, keep = torch.randn(2, length, D), torch.ones(2, length, dtype=torch.bool)
+        expected = masked(encoder, pattern, x, keep)
+        torch.testing.assert_close(program.run(x, keep), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_measured_figures_are_in_the_report(programs: ProgramSet, data: Calibration) -> None:
     recipe = PatternAttention(WindowSinks(0, 1), block=BLOCK, calibration=data, sites=("first",))
     result = recipe.run(programs, PassContext())
@@ -214,9 +232,49 @@ class Sorted(Pattern):
         return torch.cat([query, query], 1).sum(1, keepdim=True) > key
 
 
+@dataclass(frozen=True)
+class Branching(Sorted):
+    def keep(self, query: torch.Tensor, key: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return key > query if bool((key > 1).any()) else key < query
+
+
+@dataclass(frozen=True)
+class LastOnes(Sorted):
+    def keep(self, query: torch.Tensor, key: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return key >= query.shape[-2] - 5
+
+
+@dataclass(frozen=True)
+class Largest(Sorted):
+    def keep(self, query: torch.Tensor, key: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return query >= key.max()
+
+
+@dataclass(frozen=True)
+class Summed(Sorted):
+    def keep(self, query: torch.Tensor, key: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return query >= key.cumsum(-1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (Sorted(), r"aten\.cat\.default is not elementwise"),
+        (Largest(), r"aten\.max\.default is not elementwise"),
+        (Summed(), r"aten\.cumsum\.default is not elementwise"),
+        (LastOnes(), "does something else where there are 5 blocks"),
+        (Branching(), "without branches on the values"),
+    ],
+    ids=["cat", "max", "cumsum", "shape", "branch"],
+)
+def test_rules_that_are_not_elementwise_are_refused(
+    pattern: Pattern, message: str, programs: ProgramSet
+) -> None:
+    with pytest.raises(ValueError, match=f"pattern sorted.*{message}"):
+        PatternAttention(pattern, block=BLOCK).run(programs, PassContext())
+
+
 def test_what_patterns_and_recipes_refuse(programs: ProgramSet) -> None:
-    with pytest.raises(ValueError, match="elementwise"):
-        PatternAttention(Sorted(), block=BLOCK).run(programs, PassContext())
     with pytest.raises(ValueError, match="strided: stride=0 must be at least 1"):
         Strided(1, 0)
     with pytest.raises(ValueError, match=r"window=1\.5 must count blocks"):

@@ -1,5 +1,6 @@
 """Patterns in the prefill of a language model: which blocks are selected, and what it computes."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import sparsify
 from sparsify.calibration import Calibration
 from sparsify.contracts import PassContext
 from sparsify.frontend.causal_lm import import_causal_lm
+from sparsify.ops import PAGE, CacheShape
 from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.passes.attention_trust import BudgetError
 from sparsify.passes.graph import arguments
@@ -53,6 +55,32 @@ def test_prefill_selects_what_the_pattern_keeps(
         assert found == expected + [-1] * (len(found) - len(expected))
 
 
+def test_an_example_of_one_block_leaves_their_number_open(programs: ProgramSet) -> None:
+    """The example prompt has 64 tokens, those of a block by default."""
+    result = PatternAttention(Sharded(3, 0)).run(programs, PassContext())
+    for options in attentions(result.programs, "prefill"):
+        batch, heads, rows, columns = options["selected"].meta["val"].shape
+        assert heads == HEADS and options["block"][0] == 64
+        assert all(isinstance(extent, torch.SymInt) for extent in (batch, rows, columns))
+
+
+def test_a_prompt_in_pieces_reads_the_same_blocks(programs: ProgramSet) -> None:
+    result = PatternAttention(Sharded(3, 0), block=BLOCK).run(programs, PassContext())
+    program, ids = result.programs["prefill"], torch.randint(0, 60, (1, 170))
+    (shape,) = [n.meta["val"].shape for n in program.user_inputs() if n.name == "keys"]
+    width = -(-170 // PAGE)
+    pages = torch.arange(width, dtype=torch.int32)[None]
+
+    def last(*ends: int) -> torch.Tensor:
+        cache = CacheShape(int(shape[0]), int(shape[2]), int(shape[3])).zeros(width)
+        for begin, end in pairwise((0, *ends)):
+            given = ids[:, begin:end], pages, torch.tensor([begin]), torch.tensor([end - begin])
+            logits: torch.Tensor = program.run(*given, *cache)[0]
+        return logits
+
+    torch.testing.assert_close(last(64, 170), last(170), atol=1e-4, rtol=1e-4)
+
+
 def test_decode_is_left_alone_and_says_so(programs: ProgramSet) -> None:
     result = PatternAttention(Strided(), block=BLOCK).run(programs, PassContext())
     assert all(o["selected"] is None for o in attentions(result.programs, "decode"))
@@ -84,15 +112,27 @@ def test_the_compiled_model_reads_the_same() -> None:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def _logits(model: Any, ids: torch.Tensor, first: int) -> torch.Tensor:
+@pytest.mark.slow
+def test_the_default_block_serves_any_prompt() -> None:
+    torch.manual_seed(0)
+    model = MODELS["llama"]()
+    compiled = sparsify.compile(model, recipe=PatternAttention(Sharded(3, 0)), num_threads=1)
+    for tokens in (1, 64, 300):
+        ids = torch.randint(0, 60, (1, tokens))
+        found = compiled(ids, compiled.new_cache(1, tokens))
+        expected = _logits(model, ids, tokens, block=64)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def _logits(model: Any, ids: torch.Tensor, first: int, block: int = BLOCK) -> torch.Tensor:
     """Of the last token by the model itself, with the pattern as a mask of each head."""
     total = ids.shape[1]
     at = torch.arange(total)
-    query = torch.where(at < first, at // BLOCK, (first + (at - first) // BLOCK * BLOCK) // BLOCK)
-    start = torch.where(at < first, at // BLOCK * BLOCK, first + (at - first) // BLOCK * BLOCK)
-    key, head = at // BLOCK, torch.arange(HEADS)[:, None, None]
+    query = torch.where(at < first, at // block, (first + (at - first) // block * block) // block)
+    start = torch.where(at < first, at // block * block, first + (at - first) // block * block)
+    key, head = at // block, torch.arange(HEADS)[:, None, None]
     kept = Sharded(3, 0).keep(query[:, None], key, head)
-    last = (start + BLOCK - 1) // BLOCK
+    last = (start + block - 1) // block
     kept = kept | ((key >= query[:, None]) & (key <= last[:, None]))
     seen = kept & (at <= at[:, None])
     model.config._attn_implementation = "sdpa"
