@@ -118,6 +118,11 @@ def paged_tokens(
     width = -(-(longest + new) // PAGE)
     # What lies beyond a row's tokens must not be read.
     keys, values = (part.fill_(torch.nan) for part in shape.zeros(batch * width + 3))
+    beside = {
+        node.name: torch.full((shape.layers, len(keys[0]), *node.meta["val"].shape[2:]), torch.nan)
+        for node in programs["decode"].state()
+        if node.name not in ("keys", "values")
+    }
     order = torch.randperm(batch * width + 3, generator=torch.Generator().manual_seed(1))
     pages = order[: batch * width].to(torch.int32).reshape(batch, width)
     starts = torch.zeros(batch, dtype=torch.int64)
@@ -130,14 +135,15 @@ def paged_tokens(
             piece = prompt[begin:end]
             ids[row, : len(piece)] = piece
         counts = (lengths - begin).clamp(0, end - begin)
-        found = programs["prefill"].run(ids, pages, starts, counts, keys, values)
+        found = programs["prefill"].run(ids, pages, starts, counts, keys, values, **beside)
         logits = found if not logits.numel() else torch.where(counts[:, None] > 0, found, logits)
         starts = starts + counts
     tokens = logits.argmax(-1)
     result = [tokens]
     one = torch.ones_like(starts)
     for _ in range(new - 1):
-        logits = programs["decode"].run(tokens[:, None], pages, starts, one, keys, values)
+        given = (tokens[:, None], pages, starts, one, keys, values)
+        logits = programs["decode"].run(*given, **beside)
         tokens, starts = logits.argmax(-1), starts + 1
         result.append(tokens)
     return torch.stack(result, 1).tolist()
