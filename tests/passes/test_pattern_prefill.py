@@ -124,6 +124,20 @@ def test_the_default_block_serves_any_prompt() -> None:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_prompt_reads_the_same_in_a_batch() -> None:
+    """Three long prompts run in chunks, one alone does not."""
+    torch.manual_seed(0)
+    recipe = PatternAttention(Sharded(3, 0), block=BLOCK)
+    compiled = sparsify.compile(MODELS["llama"](), recipe=recipe, num_threads=1)
+    counts = torch.tensor([321, 400, 64])
+    ids = torch.randint(0, 60, (3, 400))
+    together = compiled(ids, compiled.new_cache(3, 400), counts)
+    for row, count in enumerate(counts.tolist()):
+        alone = compiled(ids[row : row + 1, :count], compiled.new_cache(1, count))
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
 def _logits(model: Any, ids: torch.Tensor, first: int, block: int = BLOCK) -> torch.Tensor:
     """Of the last token by the model itself, with the pattern as a mask of each head."""
     total = ids.shape[1]
