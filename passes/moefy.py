@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.calibration import Calibration
+from sparsify.calibration import Calibration, as_calibration
 from sparsify.contracts import PassContext, PassResult
 from sparsify.passes.expert_split import FeedForward, Split, split
 from sparsify.passes.graph import arguments, aten, erase_dead, shape_of, sole_user
@@ -56,6 +56,8 @@ class Moefy:
     tolerance: ClassVar[float] = float("inf")
 
     def __post_init__(self) -> None:
+        if as_calibration(self.name, self.calibration) is None:
+            raise ValueError(f"{self.name}: neurons are split by data; give calibration")
         if not 0 < self.top_k <= self.experts:
             raise ValueError(
                 f"moefy: top_k={self.top_k} of {self.experts} experts; choose at least one expert "

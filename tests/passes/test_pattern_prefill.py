@@ -12,6 +12,7 @@ from sparsify.contracts import PassContext
 from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.ops import PAGE, CacheShape
 from sparsify.passes import PORTABLE, run_pipeline
+from sparsify.passes.attention_mixture import AttentionMixture
 from sparsify.passes.attention_trust import BudgetError
 from sparsify.passes.graph import arguments
 from sparsify.passes.pattern_attention import PatternAttention
@@ -86,6 +87,22 @@ def test_decode_is_left_alone_and_says_so(programs: ProgramSet) -> None:
     assert all(o["selected"] is None for o in attentions(result.programs, "decode"))
     reasons = [d.reason for d in result.decisions if d.site.startswith("decode")]
     assert reasons and all("this is one token" in reason for reason in reasons)
+
+
+def test_layers_that_are_switched_off_are_left_alone(programs: ProgramSet) -> None:
+    context = PassContext(disabled_sites=frozenset({"prefill.layers.0.*"}))
+    result = PatternAttention(Strided(), block=BLOCK).run(programs, context)
+    first, *others = [d for d in result.decisions if d.site.startswith("prefill")]
+    assert first.verdict == "skipped" and "switched off" in first.reason
+    assert all(d.verdict == "rewritten" for d in others)
+    first, *others = [o["selected"] for o in attentions(result.programs, "prefill")]
+    assert first is None and None not in others
+
+
+def test_a_mixture_says_that_it_is_not_for_the_cache(programs: ProgramSet) -> None:
+    recipe = AttentionMixture((Strided(),), 0.5, Calibration([[1, 2, 3]]))
+    with pytest.raises(ValueError, match="over the cache of a language model is not served"):
+        recipe.run(programs, PassContext())
 
 
 def test_a_budget_names_layer_and_head(programs: ProgramSet) -> None:
