@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,7 +53,9 @@ class AttentionMixture:
 
     Raises:
         ValueError: naming the attribute; when compiling, for a density below that of the sparsest
-            candidates, and a `BudgetError` that names the layer and the head.
+            candidates, for programs without attention whose keys are all known, and a
+            `BudgetError` that names the layer and the head.
+        TypeError: the calibration is none.
 
     Source: Fu et al., "MoA: Mixture of Sparse Attention for Automatic Large Language Model
     Compression", 2024.
@@ -71,17 +73,30 @@ class AttentionMixture:
 
     def __post_init__(self) -> None:
         check_options(self.name, self.block, self.budget_error, self.calibration)
+        if self.calibration is None:
+            raise ValueError(f"{self.name}: patterns are chosen on data; give calibration")
         if not 0 < self.density <= 1:
             raise ValueError(f"{self.name}: density={self.density} must be above 0 and at most 1")
         if not self.patterns or any(pattern.per_head for pattern in self.patterns):
             raise ValueError(f"{self.name}: give patterns that are the same for every head")
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
-        return apply_patterns(self, programs, [self._chosen(p) for p in programs], context)
+        if not any(map(attention_sites, programs)):
+            raise ValueError(
+                f"{self.name}: no program has attention whose keys are all known, as a forward "
+                "program has; attention over the cache of a language model is not served: compile "
+                "its forward pass with example inputs, or use PatternAttention for its prompts"
+            )
+        chosen = [self._chosen(program, context.disabled_sites) for program in programs]
+        return apply_patterns(self, programs, chosen, context)
 
-    def _chosen(self, program: Program) -> dict[str, Pattern]:
+    def _chosen(self, program: Program, disabled: Collection[str]) -> dict[str, Pattern]:
         """A pattern of each site that does not read all."""
-        sites = [s for s in attention_sites(program) if s.misfit(self.sites, self.block) is None]
+        sites = [
+            site
+            for site in attention_sites(program)
+            if site.misfit(self.sites, self.block, disabled) is None
+        ]
         if not sites:
             return {}
         everywhere = [{site.name: pattern for site in sites} for pattern in self.patterns]

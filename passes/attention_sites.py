@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,17 @@ class AttentionSite:
     def band(self) -> Band:
         return Band(*(self.options[name] for name in ("causal", "window", "sinks")))
 
-    def misfit(self, patterns: Sequence[str], block: int) -> str | None:
-        """Why a pattern of blocks cannot be applied; ``patterns`` name sites by shell patterns."""
+    def misfit(
+        self, patterns: Sequence[str], block: int, disabled: Collection[str] = ()
+    ) -> str | None:
+        """Why a pattern of blocks cannot be applied.
+
+        Args:
+            patterns, disabled: shell patterns of the sites that are meant, and that are not.
+        """
         query, key = (shape_of(self.options[name])[1] for name in ("query", "key"))
+        if is_disabled(self.name, disabled):
+            return "switched off by the caller"
         if not is_disabled(self.name, patterns):
             return f"the recipe is for {', '.join(patterns)}"
         if not same(query, key):

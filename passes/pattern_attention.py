@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import fx
 
 from sparsify import ops
 from sparsify.block_mask import BLOCK
-from sparsify.calibration import Calibration
+from sparsify.calibration import Calibration, as_calibration
 from sparsify.contracts import PassContext, PassResult
 from sparsify.passes.attention_sites import AttentionSite, attention_sites, measure
 from sparsify.passes.attention_trust import AttentionTrust
@@ -54,7 +54,8 @@ class PatternAttention:
 
     Raises:
         ValueError: naming the attribute; when compiling, a `BudgetError` that names the layer and
-            the head, or an operator of the pattern that is not elementwise.
+            the head, an operator of the pattern that is not elementwise, or no attention at all.
+        TypeError: the calibration is none.
     """
 
     pattern: Pattern
@@ -76,7 +77,7 @@ class PatternAttention:
             {
                 site.name: self.pattern
                 for site in attention_sites(program)
-                if site.misfit(self.sites, self.block) is None
+                if site.misfit(self.sites, self.block, context.disabled_sites) is None
             }
             for program in programs
         ]
@@ -89,23 +90,28 @@ class PatternAttention:
         shared = dict(before.programs.weights)
         for program in before.programs:
             rewriter = Rewriter(program, shared)
-            found = select_by_pattern(rewriter, self.pattern, self.block, self.sites, self.name)
-            decisions += found
+            options = (self.pattern, self.block, self.sites, context.disabled_sites, self.name)
+            decisions += select_by_pattern(rewriter, *options)
             done.append(rewriter.finish())
         programs = Canonicalize().run(ProgramSet(tuple(done)), context).programs
         if self.calibration is not None:
             what = f"{self.pattern} in blocks of {self.block}"
             for program in programs:
                 if program.name == "prefill":
-                    options = (self.calibration, self.budget_error, what, self.name)
-                    decisions += prefill_decisions(program, *options)
+                    measured = (self.calibration, self.budget_error, what, self.name)
+                    decisions += prefill_decisions(program, *measured)
+        if not decisions:
+            raise ValueError(
+                f"{self.name}: no program has attention that was recognised; run the recipe behind "
+                "the portable passes, on a model that calls scaled_dot_product_attention or spells "
+                "it out"
+            )
         return PassResult(programs, tuple(decisions))
 
 
-def check_options(
-    name: str, block: int, budget_error: float | None, calibration: Calibration | None
-) -> None:
-    """Raises ValueError for what no recipe of patterns can work with."""
+def check_options(name: str, block: int, budget_error: float | None, calibration: object) -> None:
+    """Raises ValueError or TypeError for what no recipe of patterns can work with."""
+    as_calibration(name, calibration)
     if block < 32 or block % 32:
         raise ValueError(f"{name}: block={block} must be a multiple of 32")
     if budget_error is not None and calibration is None:
@@ -125,7 +131,7 @@ def apply_patterns(
     decisions: list[Decision] = []
     done, shared = [], dict(programs.weights)
     for program, patterns in zip(programs, chosen, strict=True):
-        decisions += _account(recipe, program, patterns)
+        decisions += _account(recipe, program, patterns, context.disabled_sites)
         rewriter = Rewriter(program, shared)
         nodes = {node.name: node for node in rewriter.nodes}
         made: dict[Any, list[fx.Node]] = {}
@@ -138,14 +144,16 @@ def apply_patterns(
     return PassResult(tidy.programs, tuple(decisions))
 
 
-def _account(recipe: Any, program: Program, patterns: Mapping[str, Pattern]) -> Iterator[Decision]:
+def _account(
+    recipe: Any, program: Program, patterns: Mapping[str, Pattern], disabled: Collection[str]
+) -> Iterator[Decision]:
     """What the recipe does to each site of a program, and to each head where that is measured."""
     trust = AttentionTrust()
     if recipe.calibration is not None and patterns:
         (trust,) = measure(program, recipe.calibration, [patterns], recipe.block)
         trust.check(recipe.name, recipe.budget_error)
     for site in attention_sites(program):
-        reason = site.misfit(recipe.sites, recipe.block)
+        reason = site.misfit(recipe.sites, recipe.block, disabled)
         if reason is None and site.name not in patterns:
             reason = "its heads read all blocks"
         if reason is not None:

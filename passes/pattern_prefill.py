@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import fx
@@ -28,7 +28,12 @@ def site_of(program: str, layer: int) -> str:
 
 
 def select_by_pattern(
-    rewriter: Rewriter, pattern: Pattern, block: int, sites: Sequence[str], made_by: str
+    rewriter: Rewriter,
+    pattern: Pattern,
+    block: int,
+    sites: Sequence[str],
+    disabled: Collection[str],
+    made_by: str,
 ) -> Iterator[Decision]:
     """Attention of many tokens over the cache reads what a pattern keeps.
 
@@ -51,6 +56,8 @@ def select_by_pattern(
         options = arguments(node)
         site = site_of(rewriter.name, options["layer"])
         reason = _misfit(site, options, sites)
+        if is_disabled(site, disabled):
+            reason = "switched off by the caller"
         if reason is not None:
             yield Decision(site, "attention", "skipped", reason, made_by)
             continue

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from sparsify.artefact.container import ArtefactError, check_fields
+from sparsify.block_mask import BLOCK
 from sparsify.compiled import CompiledModel
 from sparsify.entry import Entry
 from sparsify.generation.paged_cache import CHUNK_TOKENS, PagedCache, largest_shapes
@@ -226,21 +227,19 @@ class CompiledCausalLM:
         self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
         batch, length = input_ids.shape
-        chunks = -(-length // (CHUNK_TOKENS // min(batch, _ROWS)))
-        bounds = [length * i // chunks for i in range(chunks + 1)]
-        logits = self._append(input_ids[:, : bounds[1]], cache, counts.clamp(max=bounds[1]))
+        bounds = chunk_bounds(length, min(batch, _ROWS))
+        name = DECODE if length == 1 else PREFILL
+        logits = self._append(name, input_ids[:, : bounds[1]], cache, counts.clamp(max=bounds[1]))
         for begin, end in pairwise(bounds[1:]):
-            found = self._append(
-                input_ids[:, begin:end], cache, (counts - begin).clamp(0, end - begin)
-            )
+            own = (counts - begin).clamp(0, end - begin)
+            found = self._append(name, input_ids[:, begin:end], cache, own)
             # A row that ended in an earlier chunk has its logits already.
             logits = torch.where((counts > begin)[:, None], found, logits)
         return logits
 
     def _append(
-        self, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
+        self, name: str, input_ids: torch.Tensor, cache: PagedCache, counts: torch.Tensor
     ) -> torch.Tensor:
-        name = DECODE if input_ids.shape[1] == 1 else PREFILL
         entry, beside = self._entries[name], {n: cache.beside[n] for n in self._beside[name]}
         of_rows = (input_ids, cache.pages, cache.lengths, counts)
         logits = [
@@ -376,6 +375,17 @@ class CompiledCausalLM:
             f"CompiledCausalLM({self._shape.layers} layers, up to {self.settings.max_positions} "
             f"tokens, target={self.report.target!r})"
         )
+
+
+def chunk_bounds(length: int, rows: int) -> list[int]:
+    """Where a prompt is cut, so that a call of prefill gets at most `CHUNK_TOKENS` of all rows.
+
+    Cuts are at whole blocks: recipes choose what a block of queries reads, and a prompt must have
+    the same blocks however many others it comes with.
+    """
+    blocks = -(-length // BLOCK)
+    chunks = -(-blocks // (CHUNK_TOKENS // (rows * BLOCK)))
+    return [min(blocks * i // chunks * BLOCK, length) for i in range(chunks + 1)]
 
 
 def cache_shape(keys: Sequence[Any]) -> CacheShape:

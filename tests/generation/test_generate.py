@@ -1,5 +1,6 @@
 """Compiled language models give the tokens that transformers gives."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from transformers import BertConfig, BertModel
 
 import sparsify
 from sparsify.generation import CacheFull, TextSettings
+from sparsify.generation.causal_lm import chunk_bounds
+from sparsify.generation.paged_cache import CHUNK_TOKENS
 
 NEW = 24
 LENGTHS = (3, 21, 1)
@@ -68,13 +71,22 @@ def test_prompts_may_come_in_pieces(both: Any, tiny_lm: Any) -> None:
     torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", range(1, 9))
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 300, 513, 2049])
+def test_prompts_are_cut_at_blocks(rows: int, length: int) -> None:
+    bounds = chunk_bounds(length, rows)
+    assert bounds[0] == 0 and bounds[-1] == length
+    assert all(bound % 64 == 0 for bound in bounds[:-1])
+    assert all(0 < end - begin <= CHUNK_TOKENS // rows for begin, end in pairwise(bounds))
+
+
 def test_long_prompts_run_in_chunks(
     both: Any, tiny_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, compiled = both
-    prompts = tiny_lm.prompts(61, (50, 3, 20))
+    prompts = tiny_lm.prompts(61, (150, 3, 65))
     whole = compiled.generate(prompts, max_new_tokens=4)
-    monkeypatch.setattr("sparsify.generation.causal_lm.CHUNK_TOKENS", 36)
+    monkeypatch.setattr("sparsify.generation.causal_lm.CHUNK_TOKENS", 192)
     assert torch.equal(compiled.generate(prompts, max_new_tokens=4), whole)
 
 
@@ -211,16 +223,16 @@ def test_a_prompt_that_fails_half_way_leaves_the_cache_as_it_was(
     llama: Any, tiny_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, compiled = llama
-    monkeypatch.setattr("sparsify.generation.causal_lm.CHUNK_TOKENS", 8)
-    (prompt,) = tiny_lm.prompts(61, [30])
+    monkeypatch.setattr("sparsify.generation.causal_lm.CHUNK_TOKENS", 64)
+    (prompt,) = tiny_lm.prompts(61, [150])
     wrong = prompt.clone()
-    wrong[20] = 61
-    cache = compiled.new_cache(1, 30)
+    wrong[100] = 61
+    cache = compiled.new_cache(1, 150)
     with pytest.raises(IndexError, match="outside the table"):
         compiled(wrong[None], cache)
     assert cache.lengths.tolist() == [0]
     again = compiled(prompt[None], cache)
-    torch.testing.assert_close(again, compiled(prompt[None], compiled.new_cache(1, 30)))
+    torch.testing.assert_close(again, compiled(prompt[None], compiled.new_cache(1, 150)))
 
 
 @pytest.mark.parametrize(

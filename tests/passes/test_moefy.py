@@ -122,6 +122,8 @@ def test_what_cannot_be_split_is_said(layer: Layer) -> None:
     assert decision.verdict == "skipped" and "32 neurons cannot be parted into 5" in decision.reason
     with pytest.raises(ValueError, match="top_k=5 of 4 experts"):
         Moefy(4, 5, Calibration([tokens(5)]))
+    with pytest.raises(TypeError, match="moefy: calibration must be"):
+        Moefy(4, 2, [tokens(5)])  # type: ignore[arg-type]
     programs = run_pipeline(import_torch(nn.Linear(4, 4), (torch.randn(2, 4),)), PORTABLE).programs
     with pytest.raises(ValueError, match="no feed-forward network"):
         run_pipeline(programs, (Moefy(4, 2, Calibration([torch.randn(2, 4)])),))

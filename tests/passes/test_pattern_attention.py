@@ -283,6 +283,26 @@ def test_what_patterns_and_recipes_refuse(programs: ProgramSet) -> None:
         PatternAttention(Strided(), block=40)
     with pytest.raises(ValueError, match="give calibration"):
         PatternAttention(Strided(), budget_error=0.1)
+    with pytest.raises(TypeError, match="pattern_attention: calibration must be"):
+        PatternAttention(Strided(), calibration=[torch.ones(1)])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="attention_mixture: calibration must be"):
+        AttentionMixture((Strided(),), 0.5, [torch.ones(1)])  # type: ignore[arg-type]
+    linear = run_pipeline(import_torch(nn.Linear(4, 4), (torch.randn(2, 4),)), PORTABLE).programs
+    with pytest.raises(ValueError, match="no program has attention that was recognised"):
+        PatternAttention(Strided()).run(linear, PassContext())
+
+
+def test_sites_that_are_switched_off_read_all(programs: ProgramSet, data: Calibration) -> None:
+    context = PassContext(disabled_sites=frozenset({"sec*"}))
+    for recipe in (
+        PatternAttention(WindowSinks(0, 1), block=BLOCK),
+        AttentionMixture((WindowSinks(0, 1),), 0.9, data, block=BLOCK),
+    ):
+        result = recipe.run(programs, context)
+        (second,) = [d for d in result.decisions if d.site == "second"]
+        assert second.verdict == "skipped" and "switched off" in second.reason
+        targets = [str(n.target) for n in result.programs["forward"].graph.nodes]
+        assert any("fused_attention" in t for t in targets)
 
 
 class Cross(nn.Module):

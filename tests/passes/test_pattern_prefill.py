@@ -12,6 +12,7 @@ from sparsify.contracts import PassContext
 from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.ops import PAGE, CacheShape
 from sparsify.passes import PORTABLE, run_pipeline
+from sparsify.passes.attention_mixture import AttentionMixture
 from sparsify.passes.attention_trust import BudgetError
 from sparsify.passes.graph import arguments
 from sparsify.passes.pattern_attention import PatternAttention
@@ -88,6 +89,22 @@ def test_decode_is_left_alone_and_says_so(programs: ProgramSet) -> None:
     assert reasons and all("this is one token" in reason for reason in reasons)
 
 
+def test_layers_that_are_switched_off_are_left_alone(programs: ProgramSet) -> None:
+    context = PassContext(disabled_sites=frozenset({"prefill.layers.0.*"}))
+    result = PatternAttention(Strided(), block=BLOCK).run(programs, context)
+    first, *others = [d for d in result.decisions if d.site.startswith("prefill")]
+    assert first.verdict == "skipped" and "switched off" in first.reason
+    assert all(d.verdict == "rewritten" for d in others)
+    first, *others = [o["selected"] for o in attentions(result.programs, "prefill")]
+    assert first is None and None not in others
+
+
+def test_a_mixture_says_that_it_is_not_for_the_cache(programs: ProgramSet) -> None:
+    recipe = AttentionMixture((Strided(),), 0.5, Calibration([[1, 2, 3]]))
+    with pytest.raises(ValueError, match="over the cache of a language model is not served"):
+        recipe.run(programs, PassContext())
+
+
 def test_a_budget_names_layer_and_head(programs: ProgramSet) -> None:
     texts = Calibration([torch.randint(0, 60, (130,))])
     recipe = PatternAttention(WindowSinks(0, 0), BLOCK, calibration=texts, budget_error=1e-3)
@@ -122,6 +139,20 @@ def test_the_default_block_serves_any_prompt() -> None:
         found = compiled(ids, compiled.new_cache(1, tokens))
         expected = _logits(model, ids, tokens, block=64)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_prompt_reads_the_same_in_a_batch() -> None:
+    """Three long prompts run in chunks, one alone does not."""
+    torch.manual_seed(0)
+    recipe = PatternAttention(Sharded(3, 0), block=BLOCK)
+    compiled = sparsify.compile(MODELS["llama"](), recipe=recipe, num_threads=1)
+    counts = torch.tensor([321, 400, 64])
+    ids = torch.randint(0, 60, (3, 400))
+    together = compiled(ids, compiled.new_cache(3, 400), counts)
+    for row, count in enumerate(counts.tolist()):
+        alone = compiled(ids[row : row + 1, :count], compiled.new_cache(1, count))
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
 def _logits(model: Any, ids: torch.Tensor, first: int, block: int = BLOCK) -> torch.Tensor:
