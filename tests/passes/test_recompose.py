@@ -133,6 +133,7 @@ def additive(mask: torch.Tensor) -> torch.Tensor:
             softmax(torch.where(m[:, None, None], q @ k.mT * 0.3, torch.finfo(torch.float32).min))
             @ v
         ),
+        lambda q, k, v, m: softmax(q @ k.mT + k.mean((0, 1, 3))) @ v,  # a bias for each key
     ],
 )
 def test_attention(form, import_model, apply, same_results, targets) -> None:
@@ -159,7 +160,6 @@ def test_attention(form, import_model, apply, same_results, targets) -> None:
         lambda q, k, v, m: (softmax(q @ k.mT) * 2) @ v,
         lambda q, k, v, m: softmax(torch.where(m[:, None, None], q @ k.mT, -4.0)) @ v,
         lambda q, k, v, m: softmax(q @ k.mT * (q.shape[2] ** 0.5 * 0.1)) @ v,
-        lambda q, k, v, m: softmax(q @ k.mT + k.mean((0, 1, 3))) @ v,  # a bias for each key
         lambda q, k, v, m: softmax(q[:1] @ k[:1].mT + additive(m)) @ v[:1],  # batch from the mask
     ],
 )
