@@ -43,5 +43,5 @@ def _source(kind: type) -> str:
         if module is not None and kind.__module__ != "__main__":
             return inspect.getsource(module)
         return inspect.getsource(kind)
-    except (OSError, TypeError):
+    except (OSError, TypeError, KeyError):  # TVM's inspect.getfile looks the module up
         return secrets.token_hex()

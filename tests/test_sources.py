@@ -59,3 +59,10 @@ def test_registered_classes_of_others_count() -> None:
         name: ClassVar[str] = "thing"
 
     assert plugins_digest() != before
+
+
+def test_code_that_cannot_be_read_is_known_within_a_process() -> None:
+    import tvm.script  # noqa: F401  replaces inspect.getfile
+
+    made = type("Made", (), {"__module__": "a_module_that_is_not_there"})
+    assert plugin_digest(made) == plugin_digest(made) != ""
