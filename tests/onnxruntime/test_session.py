@@ -19,7 +19,7 @@ _EMPTY_TABLE = """
 #include "library.h"
 const TiledKernels sell_kernels, dense_kernels;
 Kernel *const layer_norm_kernel, *const rms_norm_kernel, *const rotary_kernel;
-Kernel *const gated_kernels[ACTIVATIONS], *const attention_kernels[3], *const mask_kernels[2];
+Kernel *const gated_kernels[ACTIVATIONS], *const attention_kernels[6], *const mask_kernels[2];
 Kernel *const to_lanes_kernel, *const from_lanes_kernel;
 Kernel *const sell_rows_kernel, *const dense_rows_kernel;
 Kernel *const columns_kernel, *const gated_rows_kernel;
