@@ -23,7 +23,7 @@ from tests.tiny_lm import MODELS
 BLOCK, HEADS = 32, 4
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def programs() -> ProgramSet:
     torch.manual_seed(0)
     return run_pipeline(import_causal_lm(MODELS["llama"]()), PORTABLE).programs
