@@ -178,8 +178,14 @@ def _dtype(value: onnx.ValueInfoProto, path: str) -> torch.dtype:
 
 
 def _declared_type(value: onnx.ValueInfoProto) -> torch.dtype | None:
-    code = value.type.tensor_type.elem_type
-    return torch_type(code) if code else None
+    """What an output is declared as; None also where PyTorch has no such type.
+
+    Of what such a value comes from, the import says so, for all nodes at once.
+    """
+    try:
+        return torch_type(value.type.tensor_type.elem_type)
+    except Unsupported:
+        return None
 
 
 def _input(

@@ -153,6 +153,12 @@ def test_one_wrong_thing_is_told(folder: Path, change: str) -> None:
     assert outcome(changed(change), folder) is not None
 
 
+def test_a_declared_type_without_a_pytorch_type_is_no_crash(folder: Path) -> None:
+    model = proto()
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
+    assert outcome(model.SerializeToString(), folder) is None
+
+
 def test_empty_tensors_are_served(folder: Path) -> None:
     model = proto()
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((0, 4), np.float32), "w"))
