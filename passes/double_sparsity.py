@@ -32,9 +32,8 @@ class DoubleSparsity(PageSelection):
         y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected)
 
     The features are those in which products with queries differ most from key to key on calibration
-    data, over all query heads of a key head. What all keys have in common, however large, says
-    nothing about which of them to read: of nine numbers in texts of up to 4,000 tokens, SmolLM2
-    finds nine with 16 features chosen so, and eight with those of the largest products.
+    data, over all query heads of a key head. What all keys have in common, however large,
+    says nothing about which of them to read. The paper takes the largest products instead.
 
     Attributes:
         channels: features of a key head that are read. `PageSelection` has the others, of which
