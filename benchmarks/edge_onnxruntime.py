@@ -14,13 +14,13 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from onnx import load as read_onnx
 
+from benchmarks.arm_peers import fetch, take
 from benchmarks.edge import emulated, measure
 from benchmarks.minilm import load
 from sparsify.bench import OnnxModel
@@ -29,23 +29,6 @@ from sparsify.bench.foreign import Emulated
 RUNNER = Path(__file__).with_name("ort_run.c")
 VERSION = "1.23.2"
 """1.32 ends with a segmentation fault when QEMU 7 loads it."""
-PLATFORMS = ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
-
-
-def library(folder: Path) -> Path:
-    """ONNX Runtime's library for ARM, out of its wheel."""
-    platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
-        *(*platforms, "--dest", str(folder), f"onnxruntime=={VERSION}"),
-    ]
-    subprocess.run(command, check=True)
-    (wheel,) = folder.glob("onnxruntime-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(n for n in archive.namelist() if "/libonnxruntime.so." in n)
-        path = folder / "libonnxruntime.so.1"
-        path.write_bytes(archive.read(name))
-    return path
 
 
 def count_onnxruntime(machine: Emulated, seq: int, folder: Path) -> tuple[dict[str, int], float]:
@@ -53,7 +36,9 @@ def count_onnxruntime(machine: Emulated, seq: int, folder: Path) -> tuple[dict[s
     model = load(0)
     ids = torch.randint(1000, 30000, (1, seq), generator=torch.Generator().manual_seed(seq))
     exported = OnnxModel.export(model, {"input_ids": ids})
-    compiler = [f"{machine.prefix}-gcc", "-O2", str(RUNNER), str(library(folder))]
+    with fetch(f"onnxruntime=={VERSION}", folder) as wheel:
+        library = take(wheel, "/libonnxruntime.so.", folder / "libonnxruntime.so.1")
+    compiler = [f"{machine.prefix}-gcc", "-O2", str(RUNNER), str(library)]
     flags = [f"-Wl,-rpath,{folder}", "-Wl,--allow-shlib-undefined", "-o", "program"]
     subprocess.run([*compiler, *flags], cwd=folder, check=True)
     (folder / "ids").write_bytes(ids.numpy().tobytes())

@@ -31,6 +31,7 @@ class Isa:
         nan_extremes: a vector's minimum and maximum are single instructions that keep NaN.
         overwrites_addend: a multiply-add's result takes the place of its addend.
         shifted_operands: an addition takes an operand shifted by any number of bits.
+        vectors_per_load: vectors side by side that one instruction loads.
         steps_together: steps of a sparse kernel's inner loop in one run of it.
     """
 
@@ -48,6 +49,7 @@ class Isa:
     nan_extremes: bool = False
     overwrites_addend: bool = False
     shifted_operands: bool = False
+    vectors_per_load: int = 1
     steps_together: int = 1
 
     @property
@@ -70,13 +72,13 @@ _TBL = "llvm.aarch64.neon.tbl1.v16i8"
 NEON = Isa(
     "neon", 4, 32, loads_per_cycle=3.0, hertz=2.5e9, byte_shuffle=_TBL,
     lane_factors=True, nan_extremes=True, overwrites_addend=True, shifted_operands=True,
-    steps_together=2,
+    vectors_per_load=4, steps_together=2,
 )  # fmt: skip
 NEON_A7X = replace(NEON, fma_per_cycle=2.0, loads_per_cycle=2.0, hertz=2.4e9)
 """Cortex-A76, A78 and Neoverse N1: two vectors loaded a cycle."""
 NEON_A72 = replace(NEON, fma_per_cycle=2.0, loads_per_cycle=1.0, hertz=1.5e9)
-NEON_A53 = replace(NEON, fma_per_cycle=1.0, loads_per_cycle=0.5, hertz=1.2e9)
-"""In order; its loads are 64 bits wide."""
+NEON_A53 = replace(NEON, fma_per_cycle=1.0, loads_per_cycle=0.5, hertz=1.2e9, vectors_per_load=1)
+"""In order; its loads are 64 bits wide, so that one of four vectors takes as long as two of two."""
 
 NEON32 = Isa(
     "neon32", 4, 16, fma_per_cycle=0.5, loads_per_cycle=0.5, hertz=1.2e9,

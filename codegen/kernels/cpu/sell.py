@@ -11,7 +11,7 @@ for chunk of row groups, token tile (parallel):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from tvm.tirx.script.builder import ir as T
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
 from sparsify.codegen.kernels.cpu.lane_linear import LaneLinear, LaneTiles
-from sparsify.codegen.kernels.cpu.math import float_type
+from sparsify.codegen.kernels.cpu.neighbours import load_tile, neighbour_loads
 from sparsify.codegen.kernels.cpu.operands import linear_operands
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
@@ -41,9 +41,6 @@ from sparsify.codegen.kernels.cpu.simd import (
     tiled_tasks,
 )
 from sparsify.layouts import LANES, Sell
-
-Column = Callable[[Any], Any]
-"""Loads a vector of a column's activations, a step from the tile's first."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +150,13 @@ class SellTiles(LaneTiles):
         total = Registers(self.rows * tile.vectors, self.isa.vector)
         self._start(tile, total, block, row, at)
         together = self.isa.steps_together
-        with T.serial(T.floordiv(steps, together)) as run:
+        with neighbour_loads(self.isa), T.serial(T.floordiv(steps, together)) as run:
             for i in range(together):
                 slot = bind((begin + (run * together + i)) * self.rows)
                 self._step(tile, total, slot, x_block)
         if together > 1:
             single = bind(T.floormod(steps, together))
-            with T.serial(single) as step:
+            with neighbour_loads(self.isa), T.serial(single) as step:
                 slot = bind((begin + (steps - single + step)) * self.rows)
                 self._step(tile, total, slot, x_block)
         self._finish(tile, total, block, row, at)
@@ -192,47 +189,38 @@ class SellTiles(LaneTiles):
             columns = self._columns(tile, slot + quad, x_block)
             weights = self._weights(slot + quad)
             for r, column in enumerate(columns):
-                for v in range(tile.vectors):
+                for v, x in enumerate(column):
                     i = (quad + r) * tile.vectors + v
-                    total[i] = total[i] + weights[r] * column(tile.step(v, self.in_features))
+                    total[i] = total[i] + weights[r] * x
 
-    def _columns(self, tile: LaneTile, slot: Expr, x_block: Expr) -> Iterator[Column]:
-        """The columns of four neighbouring nonzeros."""
-        if self._by_words(tile):
-            return self._columns_by_words(slot, x_block)
+    def _columns(self, tile: LaneTile, slot: Expr, x_block: Expr) -> Iterator[list[Expr]]:
+        """The activations of four neighbouring nonzeros, a vector for each of the tile."""
+        places = self._by_words if self._words_do(tile) else self._by_fours
+        return (
+            load_tile(self.isa, buffer, bind(at), tile, self.in_features)
+            for buffer, at in places(tile, slot, x_block)
+        )
+
+    def _by_fours(self, tile: LaneTile, slot: Expr, x_block: Expr) -> Iterator[tuple[Expr, Expr]]:
         packed = bind(self.columns[T.floordiv(slot, 4)])
+        return ((self.x, x_block + _column(packed, r, tile.pitch)) for r in range(4))
 
-        def column(r: int) -> Column:
-            at = bind(x_block + _column(packed, r, tile.pitch))
-            return lambda step: load(self.x, at + step, self.isa.vector)
-
-        return map(column, range(4))
-
-    def _by_words(self, tile: LaneTile) -> bool:
+    def _words_do(self, tile: LaneTile) -> bool:
         """Whether columns are offsets of less than 2 ** 14 that need no scaling."""
         small = isinstance(self.k_block, int) and self.k_block * LANES <= 1 << 14
         return self.isa.shifted_operands and small and tile.pitch == LANES
 
-    def _columns_by_words(self, slot: Expr, x_block: Expr) -> Iterator[Column]:
+    def _by_words(self, tile: LaneTile, slot: Expr, x_block: Expr) -> Iterator[tuple[Expr, Expr]]:
         """Two columns a word: an addition masks and scales the lower, or shifts the upper.
 
         The word shifted by 14 is the upper column in bytes, since the lower has no such bits.
         """
-        width = self.isa.vector
         words = T.decl_buffer((self.columns.shape[0] * 2,), "uint32", data=self.columns.data)
         byte = T.decl_buffer((self.x.shape[0] * 4,), "uint8", data=self.x.data)
-
-        def column(r: int) -> Column:
-            word = bind(words[T.floordiv(slot, 2) + r // 2])
-            if r % 2 == 0:
-                at = bind(x_block + T.Cast("int64", T.bitwise_and(word, T.uint32(0xFFFF))))
-                return lambda step: load(self.x, at + step, width)
-            at = bind(x_block * 4 + T.shift_right(T.Cast("int64", word), T.int64(14)))
-            return lambda step: T.reinterpret(
-                float_type(width), load(byte, at + step * 4, 4 * width)
-            )
-
-        return map(column, range(4))
+        for pair in range(2):
+            word = bind(words[T.floordiv(slot, 2) + pair])
+            yield self.x, x_block + T.Cast("int64", T.bitwise_and(word, T.uint32(0xFFFF)))
+            yield byte, x_block * 4 + T.shift_right(T.Cast("int64", word), T.int64(14))
 
     def _weights(self, slot: Expr) -> list[Expr]:
         """Four neighbouring values, each spread over a vector."""

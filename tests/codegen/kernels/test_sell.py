@@ -1,6 +1,7 @@
 """The sparse linear kernel against float64: sizes, tiles, epilogues, patterns, threads."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from itertools import cycle, product
 from typing import Any
@@ -169,5 +170,7 @@ def test_names_tell_kernels_apart() -> None:
 
 
 def test_neon_has_vector_multiply_adds(assembly_for_neon: Callable[..., str]) -> None:
-    kernels = [with_tiles(NEON, TILES[1]), with_epilogue(NEON, Epilogue(True, "gelu"), (9, 33))]
-    assert "fmla\tv" in assembly_for_neon(kernels)
+    kernels = [with_tiles(NEON, TILES[2]), with_epilogue(NEON, Epilogue(True, "gelu"), (9, 33))]
+    assembly = assembly_for_neon(kernels)
+    assert "fmla\tv" in assembly
+    assert re.search(r"ld1\t{ v\d+.4s(, v\d+.4s){3} }", assembly), "no load of four vectors"
