@@ -67,8 +67,9 @@ class Source:
             self.compiled.export_c(folder, target=target, name=name, **options)
             return
         from sparsify.export import export_c
-        from sparsify.generation.causal_lm import TextSettings, cache_shape
+        from sparsify.generation.causal_lm import cache_shape
         from sparsify.generation.paged_cache import CHUNK_TOKENS, largest_shapes
+        from sparsify.generation.text_settings import TextSettings
         from sparsify.passes import SPECIALISE, pipeline_text
 
         programs = self.rewritten().programs

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from sparsify.artefact.container import ArtefactError, check_fields
-from sparsify.block_mask import BLOCK
 from sparsify.compiled import CompiledModel
 from sparsify.entry import Entry
 from sparsify.generation.paged_cache import CHUNK_TOKENS, PagedCache, largest_shapes
-from sparsify.generation.prompts import Prompts
+from sparsify.generation.prompts import Prompts, chunk_bounds
 from sparsify.generation.sampling import Sampling
+from sparsify.generation.text_settings import TextSettings
 from sparsify.layouts import FEW_TOKENS
 from sparsify.ops import CacheShape
 from sparsify.report import Report
@@ -31,58 +27,6 @@ PREFILL, DECODE = "prefill", "decode"
 
 _ROWS = FEW_TOKENS
 """Most rows of one call of a program; larger batches take several."""
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """What a model says about its own text.
-
-    Attributes:
-        max_positions: longest sequence that the model was made for.
-        eos_token_ids: tokens that end a sequence.
-        pad_token_id: stands after the end in the rows of a batch.
-        config: the model's configuration as transformers writes it, for its own ``generate``.
-    """
-
-    max_positions: int
-    eos_token_ids: tuple[int, ...] = ()
-    pad_token_id: int = 0
-    config: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: Any) -> TextSettings:
-        """What a model of transformers says of itself."""
-        chosen, config = model.generation_config, model.config
-        ends = chosen.eos_token_id if chosen.eos_token_id is not None else config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        pad = chosen.pad_token_id if chosen.pad_token_id is not None else config.pad_token_id
-        record = json.loads(config.to_json_string(use_diff=False))
-        return cls(
-            config.get_text_config().max_position_embeddings,
-            tuple(ends),
-            pad if pad is not None else ends[0] if ends else 0,
-            record,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "eos_token_ids": list(self.eos_token_ids)}
-
-    @classmethod
-    def from_dict(cls, record: Any) -> TextSettings:
-        """What `to_dict` made.
-
-        Raises:
-            ArtefactError: naming the field that is missing, unknown or of another type.
-        """
-        kinds = {"max_positions": int, "eos_token_ids": list, "pad_token_id": int, "config": dict}
-        check_fields(record, kinds, "the record of text settings")
-        ends = record["eos_token_ids"]
-        unknown = [name for name in record if name not in kinds]
-        if unknown:
-            raise ArtefactError(f"the record of text settings has an unknown field {unknown[0]!r}")
-        if not all(isinstance(end, int) for end in ends):
-            raise ArtefactError(f"the field 'eos_token_ids' of the text settings is {ends!r}")
-        return cls(**{**record, "eos_token_ids": tuple(ends)})
 
 
 class Streamer(Protocol):
@@ -375,17 +319,6 @@ class CompiledCausalLM:
             f"CompiledCausalLM({self._shape.layers} layers, up to {self.settings.max_positions} "
             f"tokens, target={self.report.target!r})"
         )
-
-
-def chunk_bounds(length: int, rows: int) -> list[int]:
-    """Where a prompt is cut, so that a call of prefill gets at most `CHUNK_TOKENS` of all rows.
-
-    Cuts are at whole blocks: recipes choose what a block of queries reads, and a prompt must have
-    the same blocks however many others it comes with.
-    """
-    blocks = -(-length // BLOCK)
-    chunks = -(-blocks // (CHUNK_TOKENS // (rows * BLOCK)))
-    return [min(blocks * i // chunks * BLOCK, length) for i in range(chunks + 1)]
 
 
 def cache_shape(keys: Sequence[Any]) -> CacheShape:

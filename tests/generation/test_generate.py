@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 
 import sparsify
 from sparsify.generation import CacheFull, TextSettings
-from sparsify.generation.causal_lm import chunk_bounds
 from sparsify.generation.paged_cache import CHUNK_TOKENS
+from sparsify.generation.prompts import chunk_bounds
 
 NEW = 24
 LENGTHS = (3, 21, 1)
