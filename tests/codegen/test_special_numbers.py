@@ -10,7 +10,7 @@ from torch import nn
 import sparsify
 
 INF, NAN = math.inf, math.nan
-NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 3.0, -3.0, 1e-8, 1e20, -1e20, INF, -INF, NAN]
+NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 3.0, -3.0, 7.25, 1e-8, 1e20, -1e20, INF, -INF, NAN]
 ROWS = torch.tensor(
     [
         [-INF, -INF, -INF, -INF],
