@@ -30,8 +30,12 @@ def missing_features(name: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compile cache of this run's own, also for processes that tests start."""
-    folder = tmp_path_factory.mktemp("cache")
+    """A compile cache of this run's own, one for its workers and for processes that tests start."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["SPARSIFY_CACHE_DIR"] = str(folder)
     return folder
 

@@ -29,9 +29,9 @@ def passing() -> list[Case]:
 
 
 def test_a_sample_passes_compiled(passing: list[Case]) -> None:
-    outcomes = {case.name: outcome for case, outcome in Pool(check).run(sample(passing, 60))}
+    outcomes = {case.name: outcome for case, outcome in Pool(check).run(sample(passing, 40))}
     assert not {name: str(o) for name, o in outcomes.items() if not o.passed}
-    assert count_by_verdict(outcomes.values())["whole"] > 20
+    assert count_by_verdict(outcomes.values())["whole"] > 13
 
 
 def test_each_handler_has_a_case(passing: list[Case]) -> None:

@@ -151,6 +151,6 @@ def test_names_tell_kernels_apart() -> None:
 
 
 def test_neon_looks_bits_up_and_multiplies_vectors(assembly_for_neon: Callable[..., str]) -> None:
-    kernels = [made(NEON, kind, (33, 70), Epilogue(True, "silu", True)) for kind in KINDS]
+    kernels = [made(NEON, kind, (33, 70), Epilogue(True, "silu", True)) for kind in KINDS[::4]]
     assembly = assembly_for_neon(kernels)
     assert "fmla\tv" in assembly and "tbl\tv" in assembly
