@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.checkpoints import SMOLLM2
 from benchmarks.editorials import token_windows
-from benchmarks.gating_quality import Logits, perplexity
+from benchmarks.gating_quality import perplexity
 from sparsify.calibration import Calibration
 from sparsify.contracts import Pass, PassContext
 from sparsify.frontend.torch import import_torch
@@ -71,7 +71,8 @@ def cells(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     windows = token_windows(SMOLLM2.tokenizer(), given.length)
     known, unseen = windows[: given.calibration], windows[-given.windows :]
     assert len(known) + len(unseen) <= len(windows)
-    model = Logits(SMOLLM2.load()).eval()
+    model = SMOLLM2.load()
+    model.config.use_cache = False
     imported = import_torch(model, (unseen[:1],), dynamic_shapes=None)
     portable = run_pipeline(imported, PORTABLE).programs
     before = perplexity(portable["forward"], unseen)

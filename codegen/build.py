@@ -11,6 +11,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from sparsify.codegen.exact import keep_rounding
 from sparsify.codegen.lower import lower
 from sparsify.codegen.schedule import schedule_elementwise
 from sparsify.codegen.target import Target
@@ -74,6 +75,7 @@ def kernel_passes(target: Target) -> tuple[Any, ...]:
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         schedule_elementwise(target.isa.vector),
+        keep_rounding,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sparsify.codegen.experts import all_expert_kernels, expert_kernels
 from sparsify.codegen.registry import (
     SkippingKernels,
+    StallingKernels,
     all_linear_kernels,
     linear_kernels,
     skipping_kernels,
@@ -21,6 +22,9 @@ from sparsify.layouts import LANES, Layout, Stack, form_of
 
 _BYTES_PER_SECOND = 15e9
 """Memory bandwidth that one core may count on when the weight comes from memory."""
+
+_EXPOSED = 0.25
+"""Of arithmetic on few tokens, what does not hide behind memory, or the other way round."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,11 @@ class CpuCostModel:
         kernels = linear_kernels(layout, tokens)
         cycles = kernels.cycles(isa, layout, shape, nnz, tokens)
         tasks = kernels.tasks(isa, layout, shape, tokens)
-        return self._seconds(cycles, tasks, layout.estimate_nbytes(shape, nnz))
+        nbytes = layout.estimate_nbytes(shape, nnz)
+        if kernels.form == "lanes":
+            return max(self._computing(cycles, tasks), nbytes / _BYTES_PER_SECOND)
+        share = kernels.bandwidth if isinstance(kernels, StallingKernels) else 1.0
+        return _overlapped(self._computing(cycles, tasks), nbytes / (share * _BYTES_PER_SECOND))
 
     def active_seconds(
         self, layout: Layout, shape: tuple[int, int], tokens: int, activity: Activity
@@ -50,7 +58,7 @@ class CpuCostModel:
         nbytes = layout.estimate_nbytes(shape, shape[0] * shape[1]) * activity.share
         # One thread alone does not read as fast as all.
         uneven = -(-tasks // self.threads) * self.threads / tasks
-        return self._seconds(cycles, tasks, nbytes * uneven)
+        return _overlapped(self._computing(cycles, tasks), nbytes * uneven / _BYTES_PER_SECOND)
 
     def active_candidates(
         self, shape: tuple[int, int], tokens: int, activity: Activity
@@ -64,10 +72,9 @@ class CpuCostModel:
             for layout in kernels.skipping_candidates(self.target.isa, shape)
         )
 
-    def _seconds(self, cycles: float, tasks: int, nbytes: float) -> float:
-        """By arithmetic or by memory, whichever takes longer."""
+    def _computing(self, cycles: float, tasks: int) -> float:
         longest = -(-tasks // self.threads) / tasks
-        return max(cycles / self.target.isa.hertz * longest, nbytes / _BYTES_PER_SECOND)
+        return cycles / self.target.isa.hertz * longest
 
     def candidates(self, shape: tuple[int, int], nnz: int, tokens: int) -> tuple[Layout, ...]:
         return tuple(
@@ -100,3 +107,8 @@ class CpuCostModel:
         nnz = round(density * stack.rows * stack.columns)
         streaming = active * stack.layout.estimate_nbytes(shape, nnz) / _BYTES_PER_SECOND
         return max(cycles / isa.hertz / self.threads, streaming)
+
+
+def _overlapped(computing: float, reading: float) -> float:
+    """Seconds of arithmetic on weights that are read once."""
+    return max(computing, reading) + _EXPOSED * min(computing, reading)

@@ -100,6 +100,16 @@ class SkippingKernels(Protocol):
         ...
 
 
+@runtime_checkable
+class StallingKernels(Protocol):
+    """`LinearKernels` that do not read weights from memory as fast as a core can."""
+
+    @property
+    def bandwidth(self) -> float:
+        """The share of memory's bandwidth that they reach."""
+        ...
+
+
 _LINEAR: dict[tuple[str, Form], LinearKernels] = {}
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
+from sparsify.codegen.exact import has_blocks
+
 _SERIAL_BELOW = 4096
 """Elements below which starting threads costs more than it saves."""
 
@@ -27,17 +29,12 @@ def schedule_elementwise(vector: int) -> Any:
     def run(module: tvm.IRModule, _: Any) -> tvm.IRModule:
         scheduled = {}
         for name, function in module.functions_items():
-            if isinstance(function, tirx.PrimFunc) and _has_blocks(function):
+            if isinstance(function, tirx.PrimFunc) and has_blocks(function):
                 function = _scheduled(function, vector)
             scheduled[name] = function
         return tvm.IRModule(scheduled, attrs=module.attrs)
 
     return run
-
-
-def _has_blocks(function: tirx.PrimFunc) -> bool:
-    body = function.body
-    return isinstance(body, s_tir.SBlockRealize) and body.block.name_hint == "root"
 
 
 def _scheduled(function: tirx.PrimFunc, vector: int) -> tirx.PrimFunc:

@@ -5,7 +5,8 @@ and convolutional networks, with dynamic sizes. An operator that neither it nor 
 is compiled unproven. What canonicalisation (`sparsify.passes.canonicalize`) cannot put right is
 listed here, and stays with PyTorch.
 
-Left as it is: TVM's ``maximum``, ``clamp`` and ``relu`` do not propagate NaN as PyTorch's do.
+Left as it is: ``sort`` and ``topk`` of rows with NaN are in no order, and integers of 32 and 64
+bits are taken never to overflow where they are compared.
 """
 
 from __future__ import annotations

@@ -143,6 +143,18 @@ def typed_scalar_division(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewriter.call(node.target, (node.args[0], scalar), dict(node.kwargs))
 
 
+def typed_zero(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """``x * 0`` and ``x / 0``: TVM makes 0 of the first for all x, and an error of the second."""
+    if node.target not in _PRODUCTS or not node.meta["val"].is_floating_point():
+        return None
+    x, zero = node.args
+    if isinstance(zero, fx.Node) or zero != 0:
+        return None
+    zero = rewriter.call(aten.full.default, ([], zero), {"dtype": node.meta["val"].dtype})
+    return rewriter.call(getattr(aten, node.target.overloadpacket.__name__).Tensor, (x, zero))
+
+
+_PRODUCTS = _overloads("mul div", "Tensor Scalar")
 _SCALED = _overloads("add sub rsub", "Tensor Scalar")
 
 

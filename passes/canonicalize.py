@@ -33,6 +33,7 @@ from sparsify.passes.canonical_types import (
     explicit_elu_scales,
     finite_fill,
     typed_scalar_division,
+    typed_zero,
 )
 from sparsify.passes.graph import COPIES, arguments, aten, same_shape, shape_of
 from sparsify.passes.iota import is_whole_slice
@@ -135,6 +136,7 @@ RULES: tuple[Rule, ...] = (
     explicit_alpha,
     explicit_elu_scales,
     typed_scalar_division,
+    typed_zero,
     boolean_arithmetic,
     boolean_comparison,
     finite_fill,

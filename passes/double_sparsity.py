@@ -31,8 +31,9 @@ class DoubleSparsity(PageSelection):
         selected = select_pages(q, keys, [channels], pages, lengths, counts, "channels", budget)
         y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected)
 
-    The features are those where the products of queries and keys are largest on calibration data,
-    in absolute value, over all query heads of a key head.
+    The features are those in which products with queries differ most from key to key on calibration
+    data, over all query heads of a key head. What all keys have in common, however large,
+    says nothing about which of them to read. The paper takes the largest products instead.
 
     Attributes:
         channels: features of a key head that are read. `PageSelection` has the others, of which
@@ -44,7 +45,7 @@ class DoubleSparsity(PageSelection):
     Source: Yang et al., "Post-Training Sparse Attention with Double Sparsity", 2024.
     """
 
-    channels: int = 8
+    channels: int = 16
 
     name = "double_sparsity"
     selector = Channels()
@@ -92,10 +93,9 @@ class _Calibrated(PageSelection):
 def important_channels(
     program: Program, calibration: Calibration, count: int
 ) -> dict[int, torch.Tensor]:
-    """The features of each key head with the largest products, by layer, ascending.
+    """The features of each key head whose products differ most among keys, by layer, ascending.
 
-    A feature's products summed over all pairs of a query and a key, without their signs, are the
-    sum over queries times the sum over keys.
+    That is a feature's mean absolute query times the standard deviation of its keys.
     """
     readers: dict[fx.Node, list[tuple[int, str, int, int]]] = {}
     sizes: dict[int, tuple[int, int]] = {}
@@ -110,19 +110,20 @@ def important_channels(
             options = arguments(node)
             part = (options["layer"], "query", options["offset"], options["heads"])
             readers.setdefault(options["query"], []).append(part)
-    sums: dict[tuple[int, str], torch.Tensor] = {}
+    seen: dict[tuple[int, str], list[torch.Tensor]] = {}
 
     def watch(node: fx.Node, value: torch.Tensor) -> None:
         for layer, kind, start, heads in readers[node]:
             kv_heads, head_dim = sizes[layer]
-            mine = value[..., start : start + heads * head_dim].abs().double()
-            total = mine.flatten(0, -2).sum(0).view(kv_heads, -1, head_dim).sum(1)
-            sums[layer, kind] = sums.get((layer, kind), 0) + total
+            mine = value[..., start : start + heads * head_dim].double().flatten(0, -2)
+            mine = mine.view(len(mine), kv_heads, -1, head_dim)
+            found = mine.abs().mean((0, 2)) if kind == "query" else mine[:, :, 0].var(0, False)
+            seen.setdefault((layer, kind), []).append(found)
 
     calibration.run(program, watch, readers)
     found = {}
     for layer, (_, head_dim) in sizes.items():
-        products = sums[layer, "query"] * sums[layer, "key"]
-        best = products.topk(min(count, head_dim)).indices
+        queries, spread = (torch.stack(seen[layer, kind]).mean(0) for kind in ("query", "key"))
+        best = (queries * spread.sqrt()).topk(min(count, head_dim)).indices
         found[layer] = best.sort().values.int()
     return found

@@ -11,8 +11,9 @@ from torch import fx
 
 from sparsify import ops
 from sparsify.contracts import GraphPass, PassContext
-from sparsify.passes.graph import aten, erase_dead, shape_of
-from sparsify.passes.moe_patterns import ExpertsMatch, match_experts, match_router
+from sparsify.passes.graph import arguments, aten, erase_dead, past_copies, shape_of
+from sparsify.passes.moe_patterns import ExpertsMatch, match_experts, part_of
+from sparsify.passes.moe_routers import RouterCode
 from sparsify.passes.sites import common_head, named_weight
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
@@ -33,7 +34,9 @@ class LowerMoe(GraphPass):
         logits -> route("softmax_top_k{k=2,normalise=1}") -+
         x --------------------------------------------- experts(., Wu, Wd)
 
-    No token is dropped and none padded. Run it first: other passes change what it looks for.
+    Any code between logits and experts that gives what one of our routers gives becomes that router
+    (see `RouterCode`). No token is dropped and none padded. Run it first: other passes change what
+    it looks for.
     """
 
     name = "lower_moe"
@@ -45,7 +48,7 @@ class LowerMoe(GraphPass):
             if found is not None:
                 yield self._experts(rewriter, found)
         for node in rewriter.nodes:
-            if node.target == aten.topk.default:
+            if node.target == ops.experts.overload:
                 yield from self._router(rewriter, node)
 
     def _experts(self, rewriter: Rewriter, found: ExpertsMatch) -> Decision:
@@ -78,28 +81,31 @@ class LowerMoe(GraphPass):
         )
 
     def _router(self, rewriter: Rewriter, node: fx.Node) -> Iterable[Decision]:
-        """Of tokens' choices among experts; of any other topk nothing is said."""
-        found = match_router(node)
-        if found is None or not any(map(_is_narrow, found.experts.users)):
+        """What chooses the experts of a call."""
+        options = arguments(node)
+        chosen, weights = options["experts"], options["weights"]
+        if _is_routed(chosen):
             return
-        logits = found.logits.meta["val"]
-        if logits.dtype != torch.float32 or not isinstance(logits.shape[1], int):
-            reason = f"its logits are {logits.dtype} of shape {tuple(logits.shape)}"
-            yield Decision(node.name, "router", "skipped", reason, self.name)
+        code = RouterCode.of(rewriter, chosen, weights)
+        found = None if code is None else code.router(options["count"])
+        if code is None or found is None:
+            reason = "computed as it is written: no router of ours gives the same"
+            yield Decision(chosen.name, "router", "skipped", reason, self.name)
             return
+        router, parameters = found
+        site = named_weight(rewriter, options["up"][0])[0]
         with rewriter.graph.inserting_before(node):
-            call = rewriter.call(ops.route.overload, (found.logits, found.spec, []))
-            experts, weights = (_part(rewriter, call, index) for index in (0, 1))
-        for user in list(found.experts.users):
-            if _is_narrow(user):
-                rewriter.replace(user, experts)
-        if found.experts.users:
-            with rewriter.graph.inserting_after(experts):
-                wide = rewriter.call(aten._to_copy.default, (experts,), {"dtype": torch.int64})
-            rewriter.replace(found.experts, wide)
-        rewriter.replace(found.weights, weights)
-        reason = f"one call of {found.spec}"
-        yield Decision(node.name, "router", "rewritten", reason, self.name)
+            stored = [
+                rewriter.add_weight(f"{site}:{router.spec}.{name}", tensor)
+                for name, tensor in zip(router.parameters, parameters, strict=True)
+            ]
+            call = rewriter.call(ops.route.overload, (code.logits, router.spec, stored))
+            routes = [_part(rewriter, call, index) for index in (0, 1)]
+        node.args = (options["x"], *routes, *node.args[3:])
+        for old in (chosen, weights):
+            erase_dead(rewriter, old)
+        reason = f"one call of {router.spec}"
+        yield Decision(call.name, "router", "rewritten", reason, self.name)
 
 
 def _part(rewriter: Rewriter, call: fx.Node, index: int) -> fx.Node:
@@ -108,11 +114,9 @@ def _part(rewriter: Rewriter, call: fx.Node, index: int) -> fx.Node:
     return part
 
 
-def _is_narrow(node: fx.Node) -> bool:
-    """Whether a node is the experts of tokens as the operator takes them."""
-    return node.target == aten._to_copy.default and any(
-        user.target == ops.experts.overload for user in node.users
-    )
+def _is_routed(experts: fx.Node) -> bool:
+    call = part_of(past_copies(experts), 0)
+    return call is not None and call.target == ops.route.overload
 
 
 def _misfit(rewriter: Rewriter, found: ExpertsMatch) -> str | None:

@@ -1,4 +1,4 @@
-"""What exporters make of routers and experts, recognised node by node.
+"""What exporters make of experts, recognised node by node.
 
 transformers computes experts in two ways that torch.export can trace, each with the products of a
 token and a slot as a row: by a batched product with the weights gathered for each row, or by a
@@ -21,20 +21,6 @@ GROUPED = "transformers::grouped_mm_fallback"
 """The operator that transformers registers for grouped products, by name: it may not be there."""
 
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-
-
-@dataclass(frozen=True)
-class RouterMatch:
-    """A router: what it chooses from, and its spec.
-
-    Attributes:
-        experts, weights: the nodes that hold what it chose, ``[tokens, k]``.
-    """
-
-    logits: fx.Node
-    spec: str
-    experts: fx.Node
-    weights: fx.Node
 
 
 @dataclass(frozen=True)
@@ -77,44 +63,6 @@ def viewed(node: Any) -> Any:
     while isinstance(node, fx.Node) and node.target in _VIEWS:
         node = past_copies(node.args[0])
     return node
-
-
-def match_router(node: fx.Node) -> RouterMatch | None:
-    """A top-k of softmax, or softmax of a top-k, from its call of ``topk``."""
-    found = operands(node, aten.topk.default)
-    if found is None or node.target != aten.topk.default:
-        return None
-    scores, k, dim, largest, ordered = found
-    rank = len(shape_of(scores))
-    if rank != 2 or dim % rank != rank - 1 or not largest or not ordered:
-        return None
-    values, experts = (_part(node, index) for index in (0, 1))
-    if values is None or experts is None:
-        return None
-    softmax = operands(scores, aten.softmax.int)
-    if softmax is not None and softmax[1] % rank == rank - 1:
-        total = _normalised(values)
-        spec = f"softmax_top_k{{k={k},normalise={int(total is not None)}}}"
-        return RouterMatch(softmax[0], spec, experts, total or values)
-    after = [u for u in values.users if operands(u, aten.softmax.int)]
-    if len(after) == 1 == len(values.users) and arguments(after[0])["dim"] % rank == rank - 1:
-        return RouterMatch(scores, f"softmax_top_k{{k={k},normalise=1}}", experts, after[0])
-    return None
-
-
-def _part(node: fx.Node, index: int) -> fx.Node | None:
-    return next((user for user in node.users if part_of(user, index) is node), None)
-
-
-def _normalised(values: fx.Node) -> fx.Node | None:
-    """The division of values by their sum, when nothing else reads them."""
-    divisions = [u for u in values.users if u.target == aten.div.Tensor and u.args[0] is values]
-    sums = [u for u in values.users if u.target == aten.sum.dim_IntList]
-    if len(divisions) != 1 or len(sums) != 1 or len(values.users) != 2:
-        return None
-    sum_ = arguments(sums[0])
-    last = [d % 2 for d in sum_["dim"]] == [1] and sum_["keepdim"]
-    return divisions[0] if last and past_copies(divisions[0].args[1]) is sums[0] else None
 
 
 def match_experts(node: fx.Node) -> ExpertsMatch | None:

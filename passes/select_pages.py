@@ -121,12 +121,14 @@ class PageSelection(GraphPass):
         if self.calibration is None or "prefill" not in programs.names:
             return result
         shared: dict[str, torch.Tensor] = {}
-        trust = page_trust(
-            programs["prefill"],
-            self.calibration,
-            self._site,
-            lambda attended: self.lists_of(attended, shared),
-        )
+
+        def lists(attended: Attended) -> torch.Tensor | None:
+            layer = attended.options["layer"]
+            assert isinstance(layer, int)
+            off = is_disabled(self._site(layer), context.disabled_sites)
+            return None if off else self.lists_of(attended, shared)
+
+        trust = page_trust(programs["prefill"], self.calibration, self._site, lists)
         check_trust(self._kind, trust, self.calibration, self.budget_error)
         told = trust.decisions(self.name, "the last tokens of the calibration select pages")
         return replace(result, decisions=(*result.decisions, *told))

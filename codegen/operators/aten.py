@@ -81,24 +81,6 @@ def convert_scalar_tensor(node: fx.Node, lowering: Lowering) -> Any:
     return lowering.reshape(entry, ())
 
 
-def convert_reduction(node: fx.Node, lowering: Lowering) -> Any:
-    """The largest, the smallest, or the product, over some dims."""
-    a = arguments_of(node)
-    compute = _REDUCTIONS[node.target._schema.name]
-    dims = a["dim"] if isinstance(a["dim"], list | tuple) else [a["dim"]]
-    x, dtype = lowering.tensor(a["self"]), str(lowering.type_of(node.meta["val"]).dtype)
-    if str(x.ty.dtype) != dtype:  # a product of integers is int64
-        x = lowering.block_builder.emit(relax.op.astype(x, dtype))
-    return lowering.block_builder.emit(compute(x, list(dims) or None, a["keepdim"]))
-
-
-_REDUCTIONS = {
-    "aten::amax": relax.op.max,
-    "aten::amin": relax.op.min,
-    "aten::prod": relax.op.prod,
-}
-
-
 def convert_softmax(node: fx.Node, lowering: Lowering) -> Any:
     """Over the last dim of float32 by our kernel, else by Relax."""
     a = arguments_of(node)

@@ -169,8 +169,8 @@ def _stored_names(
 
 def is_canonical(name: str) -> bool:
     """Whether a stored name is of a form that files hold."""
-    match = _PACKED.fullmatch(name)
-    return match is None or match["layout"] in {layout.name for layout in _CANONICAL}
+    layout = _form_named(name)[1]
+    return layout is None or layout in _CANONICAL
 
 
 def written(weights: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:

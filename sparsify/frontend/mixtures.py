@@ -16,13 +16,15 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from sparsify.frontend.experts import activation_name, grouped_experts
-from sparsify.routers import parse
+from sparsify.ops import ACTIVATIONS
+from sparsify.routers import Router, Seen, fitting, gates_of
 
 _GATED = (("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj"))
 """Names of the gate, of up and of down."""
@@ -36,6 +38,8 @@ _MOST = 512
 """Tokens of one probe at most: fewer where experts are so large that it would take long."""
 _WORK = 1 << 35
 """Multiplications that a probe of many tokens may take."""
+_FIRST = 64
+"""Features of a result by which most routers are told from the right one."""
 _TOLERANCE = 1e-4
 """Of the scale of what the module gives."""
 
@@ -79,25 +83,31 @@ class _Network:
                 return cls(gate[0] if gate else None, up, down, names[0])
         return None
 
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        opened = ACTIVATIONS[self.activation]((self.gate or self.up)(x))
+        made: torch.Tensor = self.down(opened * self.up(x) if self.gate else opened)
+        return made
+
 
 @dataclass(frozen=True, eq=False)
 class _Replacement:
     """A module's forward by our operators.
 
     Attributes:
-        router: the linear that makes logits.
-        spec: of the router of ours; ``returns_logits``: the module returns them as well.
+        linear: that makes logits.
+        router, parameters: of ours; ``returns_logits``: the module returns them as well.
     """
 
-    router: nn.Linear
+    linear: nn.Linear
     networks: tuple[_Network, ...]
-    spec: str
+    router: Router
+    parameters: tuple[torch.Tensor, ...]
     returns_logits: bool
 
     def __call__(self, x: torch.Tensor) -> Any:
         rows = x.reshape(-1, x.shape[-1])
-        logits = self.router(rows)
-        experts, weights = torch.ops.sparsify.route(logits, self.spec, self._parameters(logits))
+        logits = self.linear(rows)
+        experts, weights = torch.ops.sparsify.route(logits, self.router.spec, list(self.parameters))
         first = self.networks[0]
         gates: list[tuple[nn.Linear, ...]] = [
             (n.up,) if n.gate is None else (n.gate, n.up) for n in self.networks
@@ -112,18 +122,19 @@ class _Replacement:
         y = y.reshape(*x.shape[:-1], first.down.out_features)
         return (y, logits) if self.returns_logits else y
 
-    def undecided(self, logits: torch.Tensor) -> torch.Tensor:
-        """The tokens ``[tokens]`` whose last expert scores as the next: sigmoids round to one."""
-        k = parse(self.spec).slots(len(self.networks))
-        if not self.spec.startswith("sigmoid") or k == len(self.networks):
-            return torch.zeros(len(logits), dtype=torch.bool)
-        scores = logits.sigmoid().topk(k + 1, dim=-1).values
-        return scores[:, k - 1] == scores[:, k]
+    def gates(self, logits: torch.Tensor) -> torch.Tensor:
+        """What each expert counts for each token, ``[tokens, experts]``."""
+        routes = self.router.route(logits, *self.parameters)
+        return gates_of(*routes, len(self.networks))
 
-    def _parameters(self, logits: torch.Tensor) -> list[torch.Tensor]:
-        if not self.spec.startswith("sigmoid"):
-            return []
-        return [logits.new_zeros(logits.shape[1]), logits.new_ones(1)]
+    def eagerly(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The result of tokens, each expert on those that it gets."""
+        gates, y = self.gates(logits), x.new_zeros(len(x), self.networks[0].down.out_features)
+        for network, column in zip(self.networks, gates.T, strict=True):
+            (tokens,) = torch.where(column != 0)
+            if len(tokens):
+                y[tokens] += column[tokens, None] * network(x[tokens])
+        return y
 
     def _biases(self, gates: list[tuple[nn.Linear, ...]]) -> list[torch.Tensor]:
         downs = [n.down for n in self.networks]
@@ -145,22 +156,58 @@ def _replacement(module: nn.Module) -> _Replacement | None:
     if len(lists) != 1:
         return None
     count = len(lists[0])
-    routers = [m for m in module.children() if isinstance(m, nn.Linear) and m.out_features == count]
+    others = [m for m in module.children() if m is not lists[0]]
+    linears = [
+        m
+        for part in others
+        for m in part.modules()
+        if isinstance(m, nn.Linear) and _routes(m, count)
+    ]
     networks = [n for n in map(_Network.of, lists[0]) if n is not None]
-    if len(routers) != 1 or len(networks) != count or not _alike(networks):
+    if len(linears) != 1 or len(networks) != count or not _alike(networks):
         return None
+    linear = linears[0]
     with torch.no_grad():
         try:
-            probes = [_Probe.of(module, routers[0], x) for x in _inputs(routers[0], networks)]
+            probes = [
+                _Probe.of(module, linear, tuple(networks), x) for x in _inputs(linear, networks)
+            ]
         except Exception:
             return None
         if not all(probe.returns_logits in (None, True) for probe in probes):
             return None
         with_logits = probes[0].returns_logits is not None
+        seen = _seen(module, others, linear, count)
         tries = (
-            _Replacement(routers[0], tuple(networks), spec, with_logits) for spec in _specs(count)
+            _Replacement(linear, tuple(networks), *found, with_logits)
+            for found in fitting(seen, linear.out_features)
         )
-        return next((t for t in tries if all(probe.agrees(t) for probe in probes)), None)
+        return next(
+            (t for t in tries if probes[0].may_be(t) and all(p.agrees(t) for p in probes)), None
+        )
+
+
+def _routes(linear: nn.Linear, count: int) -> bool:
+    """Whether its results may be logits of so many experts, or of trees over them."""
+    return linear.out_features == count or linear.out_features % (2 * count - 1) == 0
+
+
+def _seen(module: nn.Module, others: list[nn.Module], linear: nn.Linear, count: int) -> Seen:
+    """What a module has beside its experts and the linear."""
+    parts = [module, *(m for part in others for m in part.modules() if m is not linear)]
+    numbers = [
+        float(v)
+        for part in parts
+        for v in vars(part).values()
+        if isinstance(v, int | float) and not isinstance(v, bool)
+    ]
+    tensors = [
+        tensor.detach()
+        for part in parts
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        if tensor.dtype == torch.float32
+    ]
+    return Seen(count, None, tuple(dict.fromkeys(numbers)), tuple(tensors))
 
 
 def _inputs(router: nn.Linear, networks: list[_Network]) -> Iterator[torch.Tensor]:
@@ -200,25 +247,45 @@ class _Probe:
     """
 
     x: torch.Tensor
+    networks: tuple[_Network, ...]
     results: tuple[torch.Tensor, ...]
     logits: torch.Tensor
     returns_logits: bool | None
 
     @classmethod
-    def of(cls, module: nn.Module, router: nn.Linear, x: torch.Tensor) -> _Probe:
+    def of(
+        cls,
+        module: nn.Module,
+        router: nn.Linear,
+        networks: tuple[_Network, ...],
+        x: torch.Tensor,
+    ) -> _Probe:
         given, logits = module(x), router(x.flatten(0, 1))
         known = _close(given[1:], (logits,)) if isinstance(given, tuple) else None
-        return cls(x, _results(given), logits, known)
+        return cls(x, networks, _results(given), logits, known)
+
+    @cached_property
+    def made(self) -> torch.Tensor:
+        """The first features that each expert makes of each token, ``[tokens, experts, some]``."""
+        rows = self.x.flatten(0, 1)
+        return torch.stack([network(rows)[:, :_FIRST] for network in self.networks], dim=1)
+
+    def may_be(self, replacement: _Replacement) -> bool:
+        """Whether a replacement gives the same first features, without running an expert again."""
+        fair = replacement.router.decided(self.logits, *replacement.parameters)
+        found = torch.einsum("te,teo->to", replacement.gates(self.logits), self.made)
+        wanted = self.results[0].flatten(0, 1)[:, :_FIRST]
+        return found.shape == wanted.shape and _close((found[fair],), (wanted[fair],))
 
     def agrees(self, replacement: _Replacement) -> bool:
         """Whether a replacement gives the same, but for tokens that may go to several experts."""
-        fair = ~replacement.undecided(self.logits)
-        first, *others = _results(replacement(self.x))
+        fair = replacement.router.decided(self.logits, *replacement.parameters)
+        found = replacement.eagerly(self.x.flatten(0, 1), self.logits)
         wanted, *also = self.results
-        if first.shape != wanted.shape:
+        if found.shape != wanted.flatten(0, 1).shape:
             return False
-        found = (first.flatten(0, 1)[fair], *others)
-        return _close(found, (wanted.flatten(0, 1)[fair], *also))
+        logits = (self.logits,) if replacement.returns_logits else ()
+        return _close((found[fair], *logits), (wanted.flatten(0, 1)[fair], *also))
 
 
 def _alike(networks: list[_Network]) -> bool:
@@ -226,14 +293,6 @@ def _alike(networks: list[_Network]) -> bool:
         (n.gate is None, n.up.weight.shape, n.down.weight.shape, n.activation) for n in networks
     }
     return len(kinds) == 1
-
-
-def _specs(count: int) -> Iterator[str]:
-    """Routers that need no parameters of their own."""
-    for k in range(1, count + 1):
-        for normalise in (1, 0):
-            yield f"softmax_top_k{{k={k},normalise={normalise}}}"
-            yield f"sigmoid_top_k{{k={k},normalise={normalise},groups=1,kept=1}}"
 
 
 def _results(value: Any) -> tuple[torch.Tensor, ...]:

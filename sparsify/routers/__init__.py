@@ -3,14 +3,17 @@
 from sparsify.routers.base import (
     ROUTERS,
     UNUSED,
+    Candidate,
     Router,
     Routes,
+    Seen,
     parse,
     register,
     router_names,
     used,
 )
 from sparsify.routers.plain import TopK
+from sparsify.routers.recognition import fitting, gates_of, recognise
 from sparsify.routers.relu_norm import ReluNorm
 from sparsify.routers.sigmoid import SigmoidTopK
 from sparsify.routers.softmax import SoftmaxTopK
@@ -21,16 +24,21 @@ from sparsify.routers.tree import Tree
 __all__ = [
     "ROUTERS",
     "UNUSED",
+    "Candidate",
     "ReluNorm",
     "Router",
     "Routes",
+    "Seen",
     "SigmoidTopK",
     "SoftmaxTopK",
     "Temperature",
     "Threshold",
     "TopK",
     "Tree",
+    "fitting",
+    "gates_of",
     "parse",
+    "recognise",
     "register",
     "router_names",
     "used",

@@ -8,7 +8,7 @@ tensors beside it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +21,42 @@ Routes = tuple[torch.Tensor, torch.Tensor]
 
 UNUSED = -1
 """The expert of a slot that a token leaves empty."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is known of code that may be a router: all it has beside a token's logits.
+
+    Attributes:
+        experts: how many there are.
+        slots: experts of a token at most; None where that does not show.
+        numbers: constants, whole ones among them.
+        tensors: float32 constants.
+    """
+
+    experts: int
+    slots: int | None
+    numbers: tuple[float, ...] = ()
+    tensors: tuple[torch.Tensor, ...] = ()
+
+    def counts(self) -> Sequence[int]:
+        """The experts that a token may have."""
+        return range(1, self.experts + 1) if self.slots is None else (self.slots,)
+
+    def integers(self, most: int) -> list[int]:
+        """The whole numbers from 1 to ``most`` among the constants."""
+        whole = (int(n) for n in self.numbers if float(n).is_integer())
+        return sorted({n for n in whole if 1 <= n <= most})
+
+    def scalars(self, *others: float) -> list[torch.Tensor]:
+        """Some numbers and the constants, ``[1]`` each."""
+        single = [float(t) for t in self.tensors if t.numel() == 1]
+        return [torch.tensor([n]) for n in dict.fromkeys((*others, *self.numbers, *single))]
+
+    def vectors(self, start: float) -> list[torch.Tensor]:
+        """One of the same number everywhere and the constants, ``[experts]`` each."""
+        found = [t.reshape(-1) for t in self.tensors if t.numel() == self.experts]
+        return [torch.full((self.experts,), start), *found]
 
 
 @dataclass(frozen=True)
@@ -42,6 +78,19 @@ class Router(ABC):
             Both ``[tokens, slots]``; slots that a token does not use come last, with the expert -1
             and the weight 0. No token has an expert twice.
         """
+
+    @classmethod
+    def candidates(cls, seen: Seen) -> Iterator[Candidate]:
+        """Routers of this kind, with parameters, that code may be of which this is known.
+
+        By default none: then the router is only ever called by its spec.
+        """
+        yield from ()
+
+    def decided(self, logits: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        """Tokens, bool ``[tokens]``, of which no two experts tie for the last slot: where rounding
+        makes keys equal, programs of one router may choose differently."""
+        return torch.ones(len(logits), dtype=torch.bool)
 
     def experts(self, width: int) -> int:
         """How many experts there are when each token has so many logits."""
@@ -78,6 +127,10 @@ class Router(ABC):
 
     def __str__(self) -> str:
         return self.spec
+
+
+Candidate = tuple[Router, tuple[torch.Tensor, ...]]
+"""A router and its parameters."""
 
 
 def largest(keys: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,11 +5,12 @@ Source: Zhang et al., "MoEfication: Transformer Feed-forward Layers are Mixtures
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, largest, register
+from sparsify.routers.base import Candidate, Router, Routes, Seen, largest, register
 
 
 @register
@@ -20,6 +21,10 @@ class TopK(Router):
     k: int
 
     name = "top_k"
+
+    @classmethod
+    def candidates(cls, seen: Seen) -> Iterator[Candidate]:
+        yield from ((cls(k), ()) for k in seen.counts())
 
     def slots(self, experts: int) -> int:
         return self.k

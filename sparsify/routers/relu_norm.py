@@ -6,11 +6,13 @@ Chunk-Level Activation Sparsity", 2025.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
-from sparsify.routers.base import Router, Routes, largest, register, used
+from sparsify.routers.base import Candidate, Router, Routes, Seen, largest, register, used
 
 
 @register
@@ -23,6 +25,10 @@ class ReluNorm(Router):
 
     name = "relu_norm"
     parameters = ("weight", "epsilon")
+
+    @classmethod
+    def candidates(cls, seen: Seen) -> Iterator[Candidate]:
+        yield from ((cls(), pair) for pair in product(seen.vectors(1.0), seen.scalars()))
 
     def shapes(self, experts: int) -> tuple[tuple[int, ...], ...]:
         return (experts,), (1,)

@@ -6,11 +6,13 @@ no normalisation it is the router of Llama 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
-from sparsify.routers.base import Router, Routes, largest, register
+from sparsify.routers.base import Candidate, Router, Routes, Seen, largest, register
 
 TINY = 1e-20
 """Added to the sum of a token's weights before they are divided by it."""
@@ -35,6 +37,25 @@ class SigmoidTopK(Router):
 
     name = "sigmoid_top_k"
     parameters = ("bias", "scale")
+
+    @classmethod
+    def candidates(cls, seen: Seen) -> Iterator[Candidate]:
+        for groups in dict.fromkeys((1, *seen.integers(seen.experts))):
+            if seen.experts % groups:
+                continue
+            for kept in (1,) if groups == 1 else seen.integers(groups - 1):
+                room = kept * (seen.experts // groups)
+                counts = [k for k in seen.counts() if k <= room]
+                for k, normalise in product(counts, (1, 0)):
+                    router = cls(k, normalise, groups, kept)
+                    yield from (
+                        (router, pair) for pair in product(seen.vectors(0.0), seen.scalars(1.0))
+                    )
+
+    def decided(self, logits: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        keys = (logits.sigmoid() + parameters[0]).sort(dim=-1, descending=True).values
+        higher = keys[:, :-1] > keys[:, 1:]
+        return (higher if self.groups > 1 else higher[:, self.k - 1 : self.k]).all(dim=-1)
 
     def slots(self, experts: int) -> int:
         if experts % self.groups or not 0 < self.kept <= self.groups:

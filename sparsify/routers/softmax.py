@@ -8,11 +8,12 @@ and Qwen 2 of the second.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, largest, register
+from sparsify.routers.base import Candidate, Router, Routes, Seen, largest, register
 
 
 @register
@@ -30,6 +31,11 @@ class SoftmaxTopK(Router):
     normalise: int = 1
 
     name = "softmax_top_k"
+
+    @classmethod
+    def candidates(cls, seen: Seen) -> Iterator[Candidate]:
+        for k in seen.counts():
+            yield from ((cls(k, normalise), ()) for normalise in (1, 0))
 
     def slots(self, experts: int) -> int:
         return self.k

@@ -6,11 +6,13 @@ Dense-To-Sparse Gate", 2021; without the noise of training.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
-from sparsify.routers.base import Router, Routes, largest, register, used
+from sparsify.routers.base import Candidate, Router, Routes, Seen, largest, register, used
 
 
 @register
@@ -23,6 +25,11 @@ class Temperature(Router):
 
     name = "temperature"
     parameters = ("temperature", "threshold")
+
+    @classmethod
+    def candidates(cls, seen: Seen) -> Iterator[Candidate]:
+        positive = [t for t in seen.scalars(1.0) if t > 0]
+        yield from ((cls(), pair) for pair in product(positive, seen.scalars()))
 
     def shapes(self, experts: int) -> tuple[tuple[int, ...], ...]:
         return (1,), (1,)

@@ -5,11 +5,12 @@ Source: Yang et al., "XMoE: Sparse Models with Fine-grained and Adaptive Expert 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, largest, register, used
+from sparsify.routers.base import Candidate, Router, Routes, Seen, largest, register, used
 
 
 @register
@@ -27,6 +28,11 @@ class Threshold(Router):
 
     name = "threshold"
     parameters = ("threshold",)
+
+    @classmethod
+    def candidates(cls, seen: Seen) -> Iterator[Candidate]:
+        for most in (0, *seen.integers(seen.experts - 1)):
+            yield from ((cls(most), (threshold,)) for threshold in seen.scalars())
 
     def slots(self, experts: int) -> int:
         return self.most or experts

@@ -6,14 +6,18 @@ Local Search", 2023; the smooth step of decisions: Hazimeh et al., "The Tree Ens
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from sparsify.routers.base import Router, Routes, largest, register, used
+from sparsify.routers.base import Candidate, Router, Routes, Seen, largest, register, used
 
 LEAST = 1e-6
 """A part so small is rounding: decisions near the ends of their step are zero or nearly so."""
+
+_MOST_TREES = 16
+"""That are looked for where code is to be recognised."""
 
 
 @register
@@ -33,6 +37,11 @@ class Tree(Router):
 
     name = "tree"
     parameters = ("gamma",)
+
+    @classmethod
+    def candidates(cls, seen: Seen) -> Iterator[Candidate]:
+        for trees in dict.fromkeys((1, *seen.integers(_MOST_TREES))):
+            yield from ((cls(trees), (g,)) for g in seen.scalars(1.0) if g > 0)
 
     def experts(self, width: int) -> int:
         experts = (width // self.trees + 1) // 2

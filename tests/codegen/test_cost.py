@@ -5,7 +5,16 @@ import pytest
 from sparsify.codegen.cost import CpuCostModel
 from sparsify.codegen.registry import linear_kernels
 from sparsify.codegen.target import Target, target_names
-from sparsify.layouts import Bitmap, Dense, Layout, PackedDense, Sell, WeightStats, form_of
+from sparsify.layouts import (
+    Bitmap,
+    Dense,
+    DenseColumns,
+    Layout,
+    PackedDense,
+    Sell,
+    WeightStats,
+    form_of,
+)
 
 NAMES = [name for name in target_names() if name != "native"]
 SHAPES = [(384, 384), (1536, 384), (384, 1536), (1000, 2048), (33, 17)]
@@ -84,7 +93,7 @@ def test_dense_weights_stay_dense_and_sparse_ones_do_not(
 def test_few_tokens_go_from_dense_by_way_of_bitmaps_to_gathers(
     cost: CpuCostModel, shape: tuple[int, int], tokens: int
 ) -> None:
-    order = [(Dense, PackedDense), (Bitmap,), (Sell,)]
+    order = [(Dense, DenseColumns, PackedDense), (Bitmap,), (Sell,)]
     found = [best(cost, shape, percent / 100, tokens) for percent in range(0, 100, 5)]
     ranks = [next(i for i, kinds in enumerate(order) if isinstance(x, kinds)) for x in found]
     assert ranks == sorted(ranks)

@@ -62,6 +62,15 @@ def test_a_loaded_model_computes_the_same(compiled: CompiledModel, saved: Path) 
     assert repr(loaded) == repr(compiled)
 
 
+def test_parameters_of_gates_are_stored_too(tmp_path: Path) -> None:
+    module, x = torch.nn.Linear(24, 16).eval(), torch.randn(3, 24)
+    compiled = sparsify.compile(
+        module, (x,), recipe=sparsify.Wina(0.5, sparsify.Calibration([torch.randn(40, 24)]))
+    )
+    compiled.save(tmp_path / "gated.sparsify")
+    torch.testing.assert_close(sparsify.load(tmp_path / "gated.sparsify")(x), compiled(x))
+
+
 def test_a_loaded_model_saves_the_same_file(saved: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.sparsify"
     sparsify.load(saved).save(again)

@@ -1,5 +1,6 @@
 """Recipes that select pages for decode: graphs, decisions, eager results, generation."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,7 +159,7 @@ def test_layers_that_cannot_select_are_refused(
         run_pipeline(programs, [*PORTABLE, recipe])
 
 
-def test_important_channels_have_the_largest_products(llama: ProgramSet) -> None:
+def test_important_channels_tell_keys_apart(llama: ProgramSet) -> None:
     program, text = llama["prefill"], Calibration([torch.arange(30) % 61])
     append, attention = (arguments(calls(program, n)[0]) for n in ("kv_append", "paged_attention"))
     seen: list[torch.Tensor] = []
@@ -167,10 +168,21 @@ def test_important_channels_have_the_largest_products(llama: ProgramSet) -> None
     for head in range(4):
         q = seen[0][0, :, attention["offset"] + head * 6 :][:, :6]
         k = seen[0][0, :, append["offsets"][0] + head // 2 * 6 :][:, :6]
-        total[head // 2] += (q[:, None] * k).abs().sum((0, 1))
+        # How much the products of one query differ from key to key, for all queries.
+        total[head // 2] += (q[:, None] * k).std(1).mean(0)
     found = important_channels(program, text, 2)[0]
     assert found.dtype == torch.int32
     assert found.tolist() == total.topk(2).indices.sort().values.tolist()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_layers_that_are_switched_off_are_not_judged(llama: ProgramSet, name: str) -> None:
+    recipe = replace(RECIPES[name], calibration=TEXTS)
+    layer = 1 if name == "tidal_decode" else 0
+    off = PassContext(disabled_sites=frozenset({f"decode.layers.{layer}.*"}))
+    judged = {d.site for d in run_pipeline(llama, [recipe], off).decisions if d.error is not None}
+    assert not any(site.startswith(f"decode.layers.{layer}.") for site in judged)
+    assert bool(judged) == (name != "tidal_decode")
 
 
 @pytest.mark.parametrize(

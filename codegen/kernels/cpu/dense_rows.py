@@ -105,14 +105,21 @@ class DenseRowTiles:
         x_at = [bind((token + t) * features) for t in range(count)]
         total = Registers(rows * count, width)
         total.clear()
-        distance = ahead(token, _AHEAD, self.unit * features)
         known = isinstance(features, int)
-        whole = T.int64(features // _STEP) if known else T.floordiv(features, _STEP)
-        with T.serial(whole) as step:
-            column = bind(step * _STEP)
-            for at in w_at:
-                prefetch(self.matrix, at + column + distance, near=False)
-            self._step(total, [at + column for at in w_at], [at + column for at in x_at], _STEP)
+        whole = T.int64(features // _STEP) if known else bind(T.floordiv(features, _STEP))
+        own = bind(T.max(T.int64(0), whole - _AHEAD // _STEP))
+
+        def steps(begin: Expr, many: Expr, distance: Expr) -> None:
+            with T.serial(many) as step:
+                column = bind((begin + step) * _STEP)
+                for at in w_at:
+                    prefetch(self.matrix, at + column + distance, near=False)
+                self._step(total, [at + column for at in w_at], [at + column for at in x_at], _STEP)
+
+        # The end of a row fetches the beginning of the row that is read next in its place.
+        group = self.unit * features
+        steps(T.int64(0), own, ahead(token, _AHEAD, group))
+        steps(own, whole - own, ahead(token, rows * features - own * _STEP, group))
         if known and (left := features % _STEP):
             begin = features - left
             self._step(total, [at + begin for at in w_at], [at + begin for at in x_at], left)

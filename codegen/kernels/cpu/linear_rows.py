@@ -29,6 +29,9 @@ _ENTRY_CYCLES = 40.0
 """Cycles to start and end a group of rows in a K block of SELL."""
 
 
+_NEAR = 8192
+"""Weights that the first-level cache keeps from one tile of tokens to the next."""
+
 _ROW_CYCLES = 12.0
 """Cycles to finish an active row of one token."""
 
@@ -141,9 +144,13 @@ class DenseRowsKernels:
     def cycles(
         self, isa: Isa, layout: Dense, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
+        return shape[0] * self._row_cycles(isa, shape[1], tokens)
+
+    def _row_cycles(self, isa: Isa, features: int, tokens: int) -> float:
         token = 0.55 * vector_cycles(isa)
-        tiles = token_widths(tokens, self.widest)
-        return shape[0] * shape[1] / 16 * sum(0.9 + token * count for count in tiles)
+        first, *later = (token * count for count in token_widths(tokens, self.widest))
+        again = 0.9 if self.rows * features <= _NEAR else 2.5
+        return features / 16 * (0.9 + first + sum(again + tile for tile in later))
 
     def tasks(self, isa: Isa, layout: Dense, shape: tuple[int, int], tokens: int) -> int:
         return row_share(shape[0], self.rows)[0]
@@ -158,9 +165,7 @@ class DenseRowsKernels:
     def skipping_cycles(
         self, isa: Isa, layout: Dense, shape: tuple[int, int], tokens: int, share: float
     ) -> float:
-        token = 0.55 * vector_cycles(isa)
-        tiles = token_widths(tokens, self.widest)
-        row = shape[1] / 16 * sum(0.9 + token * count for count in tiles) + _ROW_CYCLES * tokens
+        row = self._row_cycles(isa, shape[1], tokens) + _ROW_CYCLES * tokens
         return share * shape[0] * row + list_cycles(isa, shape[0], tokens)
 
 
@@ -171,6 +176,8 @@ class PanelRowsKernels:
     layout = PackedDense
     form: ClassVar[Form] = "rows"
     panels: ClassVar[int] = 2
+    bandwidth: ClassVar[float] = 0.7
+    """One stream a panel keeps memory less busy than rows or columns do."""
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[PackedDense, ...]:
         return (PackedDense(6),)

@@ -55,14 +55,14 @@ def token_tiles(tokens: Expr, widest: int, body: Callable[[Expr, int], None]) ->
         width //= 2
 
 
-def ahead(token: Expr, near: int, group: Expr | int) -> Expr:
+def ahead(token: Expr, near: Expr | int, group: Expr | int) -> Expr:
     """How far ahead of its use a stream of weights is prefetched, in elements.
 
     The first tile of tokens waits for memory: it asks for what comes ``near`` elements later. Later
     tiles find their weights in cache; meanwhile they fetch the next row group, ``group`` elements
     on.
     """
-    return bind(T.if_then_else(token == 0, T.int64(near), i64(group)))
+    return bind(T.if_then_else(token == 0, i64(near), i64(group)))
 
 
 def ragged_load(buffer: Expr, offset: Expr, count: int, width: int) -> Expr:

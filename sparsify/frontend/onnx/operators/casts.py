@@ -46,7 +46,7 @@ def _to(x: torch.Tensor, code: int, node: Node) -> torch.Tensor:
     elif dtype == torch.float8_e4m3fn:
         # PyTorch saturates; what rounds to more than the largest, 448, is no number.
         x = torch.where(x.abs() > 464, math.nan, x)
-    return x.to(dtype)
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _saturated(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
