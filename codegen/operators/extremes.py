@@ -53,13 +53,13 @@ def is_float(x: Any) -> bool:
 def convert_maximum(node: fx.Node, lowering: Lowering) -> Any:
     if not node.meta["val"].is_floating_point():
         return lowering._binary_op(relax.op.maximum, torch.maximum)(node)
-    return of_two(lowering, *node.args[:2], larger, "maximum")
+    return of_two(lowering, node.args[0], node.args[1], larger, "maximum")
 
 
 def convert_minimum(node: fx.Node, lowering: Lowering) -> Any:
     if not node.meta["val"].is_floating_point():
         return lowering._binary_op(relax.op.minimum, torch.minimum)(node)
-    return of_two(lowering, *node.args[:2], smaller, "minimum")
+    return of_two(lowering, node.args[0], node.args[1], smaller, "minimum")
 
 
 def convert_clamp(node: fx.Node, lowering: Lowering) -> Any:

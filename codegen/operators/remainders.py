@@ -23,7 +23,7 @@ def convert_remainder(node: fx.Node, lowering: Lowering) -> Any:
     """What is left has the sign of the divisor."""
     if not node.meta["val"].is_floating_point():
         return lowering._binary_op(relax.op.floor_mod, operator.mod)(node)
-    return of_two(lowering, *node.args[:2], _remainder, "remainder")
+    return of_two(lowering, node.args[0], node.args[1], _remainder, "remainder")
 
 
 def convert_floor_divide(node: fx.Node, lowering: Lowering) -> Any:
@@ -33,7 +33,7 @@ def convert_floor_divide(node: fx.Node, lowering: Lowering) -> Any:
         if node.target._schema.name == "aten::div":
             return lowering._div(node)
         return lowering._binary_op(relax.op.floor_divide, operator.floordiv)(node)
-    return of_two(lowering, *node.args[:2], _floored, "floor_divide")
+    return of_two(lowering, node.args[0], node.args[1], _floored, "floor_divide")
 
 
 def _remainder(x: Any, y: Any) -> Any:
