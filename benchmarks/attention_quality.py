@@ -209,8 +209,7 @@ def head_of(program: Program) -> tuple[torch.Tensor, fx.Node]:
     weight = program.weight_of(options["weight"][0])
     assert weight is not None
     node = options["x"]
-    many = (torch.SymInt,)
-    while not (len(shape_of(node)) == 3 and isinstance(shape_of(node)[1], many)):
+    while not (len(shape_of(node)) == 3 and isinstance(shape_of(node)[1], torch.SymInt)):
         node = node.all_input_nodes[0]
     return weight, node
 
@@ -233,7 +232,9 @@ def table(found: list[dict[str, Any]]) -> Table:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--methods", nargs="+", help="only these, of all parts; static: patterns")
+    parser.add_argument(
+        "--methods", nargs="+", help="only these, of all parts; perplexity: also patterns"
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=(1000, 2000, 4000))
     parser.add_argument("--density", type=int, default=25, help="percent that prompts read")
     parser.add_argument("--densities", type=int, nargs="+", default=(10, 25, 50))

@@ -8,12 +8,13 @@ made-up ones (see `sparsify.routers.recognition`), so no way of writing a router
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree
 
 from sparsify import ops
 from sparsify.passes.graph import aten, hint
@@ -85,19 +86,14 @@ class RouterCode:
         slots = self.experts.meta["val"].shape[1]
         if not isinstance(slots, int):
             return None
-        numbers = tuple(dict.fromkeys(float(n) for n in self._numbers()))
-        seen = Seen(count, slots, numbers, tuple(self._constants().values()))
-        try:
-            return recognise(lambda x: self._run(x, count), seen, hint(tokens), width)
-        except Exception:
-            return None  # code that does not run on logits like these is no router of ours
+        leaves = _pytree.tree_leaves([(node.args, node.kwargs) for node in self.nodes])
+        numbers = [
+            float(x) for x in leaves if isinstance(x, int | float) and not isinstance(x, bool)
+        ]
+        seen = Seen(count, slots, tuple(dict.fromkeys(numbers)), tuple(self._constants.values()))
+        return recognise(lambda x: self._run(x, count), seen, hint(tokens), width)
 
-    def _numbers(self) -> Iterator[float]:
-        for node in self.nodes:
-            found: list[float] = []
-            fx.node.map_aggregate((node.args, node.kwargs), lambda x, to=found: _note(x, to))
-            yield from found
-
+    @cached_property
     def _constants(self) -> dict[fx.Node, torch.Tensor]:
         """The tensors that the code has beside logits."""
         found = {}
@@ -108,7 +104,7 @@ class RouterCode:
         return found
 
     def _run(self, logits: torch.Tensor, count: int) -> torch.Tensor:
-        known: dict[fx.Node, Any] = {self.logits: logits, **self._constants()}
+        known: dict[fx.Node, Any] = {self.logits: logits, **self._constants}
 
         def value(node: fx.Node) -> Any:
             return known[node] if node in known else hint(node.meta["val"])
@@ -133,9 +129,3 @@ def _is_logits(node: fx.Node) -> bool:
         and value.dtype == torch.float32
         and isinstance(value.shape[1], int)
     )
-
-
-def _note(x: Any, to: list[float]) -> Any:
-    if isinstance(x, int | float) and not isinstance(x, bool):
-        to.append(float(x))
-    return x

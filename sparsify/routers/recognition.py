@@ -44,12 +44,15 @@ def gates_of(experts: torch.Tensor, weights: torch.Tensor, count: int) -> torch.
 def recognise(
     compute: Callable[[torch.Tensor], torch.Tensor], seen: Seen, tokens: int, width: int
 ) -> Candidate | None:
-    """The router that code is, or None.
+    """The router that code is, or None; also where it does not run on logits like these.
 
     Args:
         compute: the code: of logits ``[tokens, width]`` it gives what `gates_of` does.
     """
-    probes = [(logits, compute(logits)) for logits in _logits(tokens, width)]
+    try:
+        probes = [(logits, compute(logits)) for logits in _logits(tokens, width)]
+    except Exception:
+        return None  # the code's own errors; those of our routers are not hidden
     for router, parameters in fitting(seen, width):
         if all(_agree(router, parameters, *probe, seen.experts) for probe in probes):
             return router, parameters
