@@ -86,6 +86,8 @@ def _negated(truth: Any) -> Any:
 
 
 def _opaque(value: Any) -> Any:
+    if isinstance(value, tirx.IntImm) and value.value == 0:
+        return value  # exact as it is, and TVM has it that a zero of another type is a pointer
     dtype = str(value.ty.dtype)
     return tirx.reinterpret(dtype, tirx.reinterpret(_OTHER_TYPE[dtype], value))
 

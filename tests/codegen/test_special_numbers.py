@@ -66,6 +66,8 @@ CASES = {
     "remainder by a number": lambda x, y, r: x % -0.7,
     "floor divide": lambda x, y, r: torch.div(x, y, rounding_mode="floor"),
     "floor divide by a number": lambda x, y, r: x // 0.7,
+    "bytes above zero": lambda x, y, r: r[3:5].isnan().char().clamp(min=0),
+    "bytes less than zero": lambda x, y, r: (r[3:5].isnan().char() - 1) < 0,
     "bytes overflow": lambda x, y, r: (r[3:5].isnan().byte() + 255) > r[3:5].isnan().byte(),
 }
 
