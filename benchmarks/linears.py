@@ -61,12 +61,12 @@ def built(kernels: Iterable[Any], target: Any) -> Any:
     """The functions of all kernels, by name, in one library on our thread pool."""
     import tvm
 
+    from sparsify.codegen.build import build_kernels
     from sparsify.codegen.runtime import pool
 
-    module = tvm.IRModule({kernel.name: kernel.build() for kernel in kernels})
     with tempfile.TemporaryDirectory(prefix="linears-") as folder:
         path = Path(folder, "kernels.so")
-        tvm.compile(module, target=target.tvm()).export_library(str(path))
+        build_kernels(kernels, target).export_library(str(path))
         functions = tvm.runtime.load_module(str(path))
         pool.redirect(path)
     return functions

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax
 
+from sparsify.codegen.compaction import compact_buffers, without_compaction
 from sparsify.codegen.exact import keep_rounding
 from sparsify.codegen.lower import lower
+from sparsify.codegen.registry import Kernel
 from sparsify.codegen.schedule import schedule_elementwise
 from sparsify.codegen.target import Target
 from sparsify.program import Program
@@ -57,8 +59,15 @@ def build(module: tvm.IRModule, target: Target) -> relax.VMExecutable:
             drop_weight_checks,
         ]
     )
-    with tvm_target:
+    with tvm_target, without_compaction():
         return relax.build(module, tvm_target, relax_pipeline=pipeline)
+
+
+def build_kernels(kernels: Iterable[Kernel], target: Target) -> tvm.runtime.Executable:
+    """Compiles kernels alone: functions by their names."""
+    module = tvm.IRModule({kernel.name: kernel.build() for kernel in kernels})
+    with without_compaction():
+        return tvm.compile(module, target=target.tvm())
 
 
 def kernel_passes(target: Target) -> tuple[Any, ...]:
@@ -76,6 +85,7 @@ def kernel_passes(target: Target) -> tuple[Any, ...]:
         relax.transform.FuseTIR(),
         schedule_elementwise(target.isa.vector),
         keep_rounding,
+        compact_buffers,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 import tvm
 from tvm.runtime import from_dlpack
 
+from sparsify.codegen.build import build_kernels
 from sparsify.codegen.kernels.cpu.lanes import FromLanes, ToLanes
 from sparsify.codegen.registry import Kernel, LinearSite, linear_kernels
 from sparsify.codegen.runtime import pool
@@ -62,10 +63,9 @@ class TrialLibrary:
     def __init__(self, target: Target, trials: Iterable[Trial]) -> None:
         self._target = target
         needed = {k.name: k for trial in trials for k in trial.kernels(target)}
-        module = tvm.IRModule({name: kernel.build() for name, kernel in needed.items()})
         with tempfile.TemporaryDirectory(prefix="sparsify-trial-") as folder:
             path = Path(folder, "kernels.so")
-            tvm.compile(module, target=target.tvm()).export_library(str(path))
+            build_kernels(needed.values(), target).export_library(str(path))
             self._functions = tvm.runtime.load_module(str(path))
             pool.redirect(path)
 

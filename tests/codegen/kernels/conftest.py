@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import tvm
 
+from sparsify.codegen.build import build_kernels
 from sparsify.codegen.isa import AVX2, AVX512, NEON, Isa
 from sparsify.codegen.registry import Kernel
 from sparsify.codegen.runtime import pool
@@ -50,8 +51,7 @@ class Library:
     """Kernels compiled into one shared library, on our thread pool."""
 
     def __init__(self, kernels: Iterable[Kernel], target: Target, path: Path) -> None:
-        module = tvm.IRModule({kernel.name: kernel.build() for kernel in kernels})
-        tvm.compile(module, target=target.tvm()).export_library(str(path))
+        build_kernels(kernels, target).export_library(str(path))
         self._module = tvm.runtime.load_module(str(path))
         pool.redirect(path)
 
@@ -156,8 +156,7 @@ def assembly_for_neon(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
     def run(kernels: Iterable[Kernel]) -> str:
         path = tmp_path_factory.mktemp("neon") / "kernels.o"
-        module = tvm.IRModule({kernel.name: kernel.build() for kernel in kernels})
-        library = tvm.compile(module, target=Target.parse("arm64-neon").tvm()).mod
+        library = build_kernels(kernels, Target.parse("arm64-neon")).mod
         library.write_to_file(str(path), "o")
         header = path.read_bytes()[:20]
         assert header[:4] == b"\x7fELF"
