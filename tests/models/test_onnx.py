@@ -84,7 +84,7 @@ def test_magika_gives_the_same_answers() -> None:
 
 
 OCR = {
-    "det": ("ch_PP-OCRv4_det_infer.onnx", ("N", 3, 96, 64), [(1, 3, 96, 64), (2, 3, 96, 64)]),
+    "det": ("ch_PP-OCRv4_det_infer.onnx", ("N", 3, "H", "W"), [(1, 3, 96, 64), (2, 3, 64, 160)]),
     "rec": ("ch_PP-OCRv4_rec_infer.onnx", ("N", 3, 48, "W"), [(1, 3, 48, 100), (2, 3, 48, 160)]),
     "cls": ("ch_ppocr_mobile_v2.0_cls_infer.onnx", ("N", 3, 48, 192), [(3, 3, 48, 192)]),
 }
