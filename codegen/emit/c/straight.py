@@ -182,13 +182,13 @@ class _Walk:
 
     def _cast(self, value: Any, type_: Any) -> Any:
         """A tensor or shape with the sizes that the graph has of it, which a run checks."""
+        cast: Any
         if isinstance(value, View):
-            found, cast = value.shape, self._view(value.storage, type_)
-            wanted = cast.shape
+            cast = self._view(value.storage, type_)
+            pairs = zip(value.shape, cast.shape, strict=True)
         else:
-            found, wanted = value, tuple(type_.values)
-            cast = wanted
-        pairs = zip(found, wanted, strict=True)
+            cast = tuple(type_.values)
+            pairs = zip(value, cast, strict=True)
         self.code.equal.extend((a, b) for a, b in pairs if str(a) != str(b))
         return cast
 
