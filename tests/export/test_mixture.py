@@ -12,11 +12,14 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 import sparsify
-from sparsify.passes import PORTABLE
+from sparsify.codegen.emit.onnx import export
+from sparsify.frontend.torch import import_torch
+from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.passes.partition import Partition
 from sparsify.passes.propagate_lanes import PropagateLanes
 from sparsify.passes.select_experts import SelectExperts
 from sparsify.passes.select_layout import SelectLayout
+from sparsify.report import Report
 
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -103,6 +106,25 @@ def test_in_onnx_runtime(compiled: Any, net: Net, tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
     compiled.export_onnx(tmp_path / "net.onnx")
     session = ort.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    for shape in SHAPES:
+        x = torch.randn(*shape, 10)
+        (found,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected(net, x), atol=1e-5, rtol=1e-5)
+
+
+def test_experts_with_zeros_take_few_bytes_in_onnx(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    net, path, x = Net("mixtral").eval(), tmp_path / "net.onnx", torch.randn(2, 17, 10)
+    with torch.no_grad():
+        for parameter in net.block.experts.parameters():
+            parameter *= torch.rand_like(parameter) < 0.3
+    portable = run_pipeline(import_torch(net, (x,)), PORTABLE)
+    summary = export(portable.programs["forward"], Report(portable.decisions), path)
+    assert summary.nodes["sparsify.ExpertsBitmapGatedSilu"] == 1
+    for name in ("gate_up_proj", "down_proj"):
+        weight = summary.weights[f"block.experts.{name}"]
+        assert weight.nbytes < 0.4 * weight.dense_nbytes
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     for shape in SHAPES:
         x = torch.randn(*shape, 10)
         (found,) = session.run(None, {"x": x.numpy()})
