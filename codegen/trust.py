@@ -5,7 +5,8 @@ and convolutional networks, with dynamic sizes. An operator that neither it nor 
 is compiled unproven. What canonicalisation (`sparsify.passes.canonicalize`) cannot put right is
 listed here, and stays with PyTorch.
 
-Left as it is: integers of 32 and 64 bits are taken never to overflow where they are compared.
+Left as it is: ``sort`` and ``topk`` of rows with NaN are in no order, and integers of 32 and 64
+bits are taken never to overflow where they are compared.
 """
 
 from __future__ import annotations
@@ -185,16 +186,6 @@ def _resized(node: fx.Node, options: dict[str, Any]) -> str | None:
     return "means of integers, which are rounded" if rounded else None
 
 
-def _sorted(node: fx.Node, options: dict[str, Any]) -> str | None:
-    return None if _shape(options["self"]) else "a tensor without dims"
-
-
-def _largest(node: fx.Node, options: dict[str, Any]) -> str | None:
-    if options["k"] == 0:
-        return "TVM takes a count of 0 for all"
-    return _numbers(node, options) or _sorted(node, options)
-
-
 _NEVER: dict[Any, str] = {
     aten.grid_sampler_2d.default: "the importer swaps its layout",
     aten.as_strided.default: "the importer reads contiguous strides only",
@@ -220,11 +211,6 @@ _CHECKS: dict[Any, Check] = {
     aten.index_put.default: _index_put,
     aten.clamp.default: _numbers,
     aten.split_with_sizes.default: _numbers,
-    aten.sort.default: _sorted,
-    aten.sort.stable: _sorted,
-    aten.argsort.default: _sorted,
-    aten.argsort.stable: _sorted,
-    aten.topk.default: _largest,
     aten.slice_scatter.default: _static,
     aten.embedding.default: _embedding,
     aten.avg_pool2d.default: _average_pool,

@@ -25,7 +25,6 @@ from sparsify.codegen.operators import (
     reductions,
     remainders,
     resizing,
-    sorting,
     tokens,
 )
 
@@ -85,11 +84,6 @@ CONVERTERS: dict[str, Converter] = {
     "min.dim": reductions.convert_extreme_and_position,
     "argmax.default": reductions.convert_position,
     "argmin.default": reductions.convert_position,
-    "sort.default": sorting.convert_sort,
-    "sort.stable": sorting.convert_sort,
-    "argsort.default": sorting.convert_argsort,
-    "argsort.stable": sorting.convert_argsort,
-    "topk.default": sorting.convert_topk,
     "prod.dim_int": reductions.convert_product,
     "max_pool1d.default": pooling.convert_max_pool,
     "max_pool2d.default": pooling.convert_max_pool,
