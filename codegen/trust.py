@@ -181,13 +181,9 @@ def _batched(node: fx.Node, options: dict[str, Any]) -> str | None:
     return None
 
 
-def _nearest(node: fx.Node, options: dict[str, Any]) -> str | None:
-    before, after = _shape(options["input"])[2:], _shape(node)[2:]
-    whole = all(
-        isinstance(a, int) and isinstance(b, int) and a % b == 0
-        for a, b in zip(after, before, strict=True)
-    )
-    return None if whole else "nearest neighbours by a factor that is no whole number"
+def _resized(node: fx.Node, options: dict[str, Any]) -> str | None:
+    rounded = node.meta["val"].dtype not in _FLOATS
+    return "means of integers, which are rounded" if rounded else None
 
 
 _NEVER: dict[Any, str] = {
@@ -222,5 +218,6 @@ _CHECKS: dict[Any, Check] = {
     aten.conv1d.default: _batched,
     aten.conv2d.default: _batched,
     aten.conv3d.default: _batched,
-    aten.upsample_nearest2d.vec: _nearest,
+    aten.upsample_bilinear2d.default: _resized,
+    aten.upsample_bilinear2d.vec: _resized,
 }

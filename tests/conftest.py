@@ -1,5 +1,6 @@
 """Fixtures and markers shared by all rooms."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+# A full collection goes through a million objects of PyTorch's and TVM's; at the default of ten
+# they take an eighth of the run.
+gc.set_threshold(700, 10, 100)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
