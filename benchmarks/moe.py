@@ -67,10 +67,13 @@ class Block(nn.Module):
         return found
 
     def by(self, way: str, x: torch.Tensor) -> torch.Tensor:
-        """Computed as transformers does in one of its ways."""
+        """Computed as transformers does in one of its ways, and else by its own loop again."""
         self.config._experts_implementation_internal = way
-        with torch.no_grad():
-            return self(x)
+        try:
+            with torch.no_grad():
+                return self(x)
+        finally:
+            self.config._experts_implementation_internal = "eager"
 
     def spread(self, x: torch.Tensor) -> list[int]:
         """Tokens of each expert that has one."""
