@@ -5,8 +5,7 @@ and convolutional networks, with dynamic sizes. An operator that neither it nor 
 is compiled unproven. What canonicalisation (`sparsify.passes.canonicalize`) cannot put right is
 listed here, and stays with PyTorch.
 
-Left as it is: ``sort`` and ``topk`` of rows with NaN are in no order, and integers of 32 and 64
-bits are taken never to overflow where they are compared.
+Left as it is: integers of 32 and 64 bits are taken never to overflow where they are compared.
 """
 
 from __future__ import annotations
@@ -210,6 +209,7 @@ _CHECKS: dict[Any, Check] = {
     aten.index.Tensor: _index,
     aten.index_put.default: _index_put,
     aten.clamp.default: _numbers,
+    aten.topk.default: _numbers,
     aten.split_with_sizes.default: _numbers,
     aten.slice_scatter.default: _static,
     aten.embedding.default: _embedding,
