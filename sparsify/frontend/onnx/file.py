@@ -56,7 +56,11 @@ def read_onnx(
         raise ValueError(f"{file}: not an ONNX file: it holds no graph")
     _check_versions(proto, file)
     functions = functions_of(proto)
-    proto = inlined(proto)
+    try:
+        proto = inlined(proto)
+    except Exception as error:  # the onnx package's own, of several kinds
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{file}: its functions cannot be inlined: {reason}") from error
     for tensor in external_data_helper._get_all_tensors(proto):
         if external_data_helper.uses_external_data(tensor):
             _load_beside(tensor, file)
