@@ -66,7 +66,7 @@ class DoubleSparsity(PageSelection):
         assert self.calibration is not None
         require_cache(self._kind, programs)
         chosen = important_channels(programs["prefill"], self.calibration, self.channels)
-        sizes = (self.budget, self.sinks, self.recent, self.skip_layers)
+        sizes = (self.budget, self.sinks, self.recent, self.sites, self.skip)
         trust = (self.calibration, self.budget_error)
         return _Calibrated(*sizes, *trust, chosen=chosen).run(programs, context)
 

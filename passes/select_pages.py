@@ -15,11 +15,14 @@ from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
 from sparsify.passes.selection_trust import Attended, check_trust, page_trust
-from sparsify.passes.sites import is_disabled
+from sparsify.passes.sites import is_disabled, unmeant
 from sparsify.program import ProgramSet
 from sparsify.report import Decision, Verdict
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import PageSelector
+
+FIRST_LAYERS = ("*.layers.0.*", "*.layers.1.*")
+"""They attend so widely that methods leave them alone."""
 
 BOUNDS = "bounds"
 """Name of the state that holds the bounds of pages."""
@@ -66,7 +69,8 @@ class PageSelection(GraphPass):
         budget: tokens that are read at most, a multiple of 16.
         sinks: first tokens of a sequence, which are always read, rounded up to pages.
         recent: latest tokens that are always read, rounded up to pages.
-        skip_layers: so many layers from the first read everything.
+        sites, skip: shell patterns over names of attention, those that are meant and those that are
+            not: by default the first two layers, ``decode.layers.0.attention`` and the next.
         calibration: texts, as token ids, on which the report says what was left out.
         budget_error: refuse to change the output of a head by more than this share of its norm.
             A text must be longer than ``budget``.
@@ -80,7 +84,8 @@ class PageSelection(GraphPass):
     budget: int = 512
     sinks: int = PAGE
     recent: int = PAGE
-    skip_layers: int = 2
+    sites: tuple[str, ...] = ("*",)
+    skip: tuple[str, ...] = FIRST_LAYERS
     calibration: Calibration | None = None
     budget_error: float | None = None
 
@@ -93,10 +98,9 @@ class PageSelection(GraphPass):
             raise ValueError(
                 f"{kind}: budget={self.budget} must be a multiple of {PAGE} tokens, those of a page"
             )
-        if self.sinks < 0 or self.recent < 1 or self.skip_layers < 0:
+        if self.sinks < 0 or self.recent < 1:
             raise ValueError(
-                f"{kind}: sinks={self.sinks} and skip_layers={self.skip_layers} must be at least "
-                f"0, recent={self.recent} at least 1"
+                f"{kind}: sinks={self.sinks} must be at least 0, recent={self.recent} at least 1"
             )
         if self.budget <= PAGE * sum(self._always):
             raise ValueError(
@@ -145,7 +149,7 @@ class PageSelection(GraphPass):
         """
         layer = attended.options["layer"]
         assert isinstance(layer, int)
-        if layer < self.skip_layers or attended.options["window"]:
+        if attended.options["window"] or unmeant(self._site(layer), self.sites, self.skip):
             return None
         return self.selected(attended, layer)
 
@@ -201,11 +205,10 @@ class PageSelection(GraphPass):
         options = arguments(node)
         if options["selected"] is not None:
             return "another recipe has selected its pages"
-        if options["layer"] < self.skip_layers:
-            return f"the first {self.skip_layers} layers read everything"
-        if options["window"]:
+        reason = unmeant(self._site(options["layer"]), self.sites, self.skip)
+        if reason is None and options["window"]:
             return f"it reads a window of {options['window']} tokens alone"
-        return None
+        return reason
 
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
         """What the selector reads at an attention besides the query and the keys.

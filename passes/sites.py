@@ -109,6 +109,15 @@ def member_names(name: str) -> tuple[str, ...]:
     return tuple(name.replace("..", ".").strip(".") for name in names)
 
 
+def unmeant(site: str, sites: Sequence[str], skip: Sequence[str]) -> str | None:
+    """Why a recipe for ``sites`` without ``skip``, both shell patterns, leaves a site alone."""
+    if not is_disabled(site, sites):
+        return f"the recipe is for {', '.join(sites)}"
+    if is_disabled(site, skip):
+        return f"the recipe skips {', '.join(skip)}"
+    return None
+
+
 def is_disabled(site: str, patterns: Iterable[str]) -> bool:
     """Whether a shell pattern names the site or one that was merged into it."""
     names = (site, *member_names(site))

@@ -66,7 +66,7 @@ def test_prefill_selects_and_decode_does_not(llama: ProgramSet, name: str) -> No
 )
 def test_compiled_prefill_is_the_eager_one(llama: ProgramSet, name: str) -> None:
     model = MODELS["llama"]()
-    both = (RECIPES[name], sparsify.Quest(budget=48, skip_layers=0))
+    both = (RECIPES[name], sparsify.Quest(budget=48, skip=()))
     lm = sparsify.compile(model, recipe=both, num_threads=2, cache=False)
     assert all(
         region.kind == "compiled"
@@ -81,7 +81,7 @@ def test_compiled_prefill_is_the_eager_one(llama: ProgramSet, name: str) -> None
     assert rows.shape == (2, 154)
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), sparsify.Quest(budget=48, skip_layers=0)])
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), sparsify.Quest(budget=48, skip=())])
 def test_trust_on_calibration(llama: ProgramSet, recipe: Any) -> None:
     told = replace(recipe, calibration=TEXTS)
     decisions = run_pipeline(llama, [told]).decisions
@@ -93,7 +93,7 @@ def test_trust_on_calibration(llama: ProgramSet, recipe: Any) -> None:
         run_pipeline(llama, [replace(told, budget_error=1e-3)])
 
 
-@pytest.mark.parametrize("recipe", [RECIPES["flex_prefill"], sparsify.Quest(48, skip_layers=0)])
+@pytest.mark.parametrize("recipe", [RECIPES["flex_prefill"], sparsify.Quest(48, skip=())])
 def test_a_budget_needs_texts_of_which_something_is_left_out(
     llama: ProgramSet, recipe: Any
 ) -> None:
