@@ -36,7 +36,7 @@ from torch import fx
 import sparsify
 from benchmarks.attention_patterns import PATTERNS
 from benchmarks.checkpoints import SMOLLM2
-from benchmarks.editorials import token_windows
+from benchmarks.editorials import rated, token_windows
 from benchmarks.needles import ANSWER, Needle, needles
 from sparsify import ops
 from sparsify.bench import threads
@@ -71,7 +71,8 @@ DECODE: dict[str, Callable[[int, Calibration], Any]] = {
     "streaming_window": lambda budget, _: sparsify.StreamingWindow(budget),
 }
 _CALIBRATION = 512
-"""Tokens of the text that `DoubleSparsity` is calibrated on."""
+"""Tokens of film reviews that `DoubleSparsity` is calibrated on, which are no editorials."""
+_REVIEWS = 100
 _AT_ONCE = 256
 """Rows of logits that are in memory together."""
 
@@ -108,6 +109,11 @@ def compiled(model: Any, recipe: Any) -> CompiledCausalLM:
     return lm
 
 
+def hidden(given: argparse.Namespace, tokenizer: Any) -> Iterator[Needle]:
+    for seed in given.seeds:
+        yield from needles(tokenizer, given.lengths, seed)
+
+
 def record(part: str, method: str, hits: list[tuple[Needle, bool]], **more: Any) -> dict[str, Any]:
     by_length: dict[str, int] = {}
     for needle, hit in hits:
@@ -117,7 +123,7 @@ def record(part: str, method: str, hits: list[tuple[Needle, bool]], **more: Any)
 
 
 def prefill(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    every = list(needles(tokenizer, given.lengths))
+    every = list(hidden(given, tokenizer))
     density = given.density / 100
     for name in wanted(given, "prefill", ("dense", *DYNAMIC, *STATIC)):
         hits, before = [], None
@@ -142,11 +148,12 @@ def decode(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[di
         return
     longest = max(given.lengths)
     windows = token_windows(tokenizer, longest)
-    texts = Calibration([windows[0, :_CALIBRATION]])
+    reviews = " ".join(text for _, _, text in rated("movieReviewSnippets")[:_REVIEWS])
+    texts = Calibration([tokenizer(reviews).input_ids[:_CALIBRATION]])
     # Its prompts leave what every other method reads too.
     reader = compiled(model, DECODE["quest"](given.budget, texts))
     held = []
-    for needle in needles(tokenizer, given.lengths):
+    for needle in hidden(given, tokenizer):
         cache = reader.new_cache(1, needle.prompt.shape[1] + ANSWER)
         reader(needle.text, cache)
         held.append((needle, cache, cache.lengths))
@@ -264,6 +271,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--methods", nargs="+", help="only these, of all parts; perplexity: also patterns"
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=(1000, 2000, 4000))
+    parser.add_argument("--seeds", type=int, nargs="+", default=(1,), help="nine needles for each")
     parser.add_argument("--density", type=int, default=25, help="percent that prompts read")
     parser.add_argument("--keys", type=int, default=BLOCK, help="of a block that is selected")
     parser.add_argument("--densities", type=int, nargs="+", default=(10, 25, 50))
