@@ -25,6 +25,9 @@ def unsupported_reason(node: fx.Node) -> str | None:
     name = getattr(node.target, "__name__", str(node.target))
     if name not in _known_operators():
         return f"{node.target} has no lowering"
+    for operand in node.all_input_nodes:
+        if isinstance(operand.meta.get("val"), torch.SymFloat | torch.SymBool):
+            return f"{node.target} reads a fraction or a comparison of sizes, which no kernel takes"
     values = value if isinstance(value, tuple | list) else [value]
     for result in values:
         if not isinstance(result, torch.Tensor):

@@ -5,8 +5,7 @@ and convolutional networks, with dynamic sizes. An operator that neither it nor 
 is compiled unproven. What canonicalisation (`sparsify.passes.canonicalize`) cannot put right is
 listed here, and stays with PyTorch.
 
-Left as it is: ``sort`` and ``topk`` of rows with NaN are in no order, and integers of 32 and 64
-bits are taken never to overflow where they are compared.
+Left as it is: integers of 32 and 64 bits are taken never to overflow where they are compared.
 """
 
 from __future__ import annotations
@@ -181,13 +180,9 @@ def _batched(node: fx.Node, options: dict[str, Any]) -> str | None:
     return None
 
 
-def _nearest(node: fx.Node, options: dict[str, Any]) -> str | None:
-    before, after = _shape(options["input"])[2:], _shape(node)[2:]
-    whole = all(
-        isinstance(a, int) and isinstance(b, int) and a % b == 0
-        for a, b in zip(after, before, strict=True)
-    )
-    return None if whole else "nearest neighbours by a factor that is no whole number"
+def _resized(node: fx.Node, options: dict[str, Any]) -> str | None:
+    rounded = node.meta["val"].dtype not in _FLOATS
+    return "means of integers, which are rounded" if rounded else None
 
 
 _NEVER: dict[Any, str] = {
@@ -214,6 +209,7 @@ _CHECKS: dict[Any, Check] = {
     aten.index.Tensor: _index,
     aten.index_put.default: _index_put,
     aten.clamp.default: _numbers,
+    aten.topk.default: _numbers,
     aten.split_with_sizes.default: _numbers,
     aten.slice_scatter.default: _static,
     aten.embedding.default: _embedding,
@@ -222,5 +218,6 @@ _CHECKS: dict[Any, Check] = {
     aten.conv1d.default: _batched,
     aten.conv2d.default: _batched,
     aten.conv3d.default: _batched,
-    aten.upsample_nearest2d.vec: _nearest,
+    aten.upsample_bilinear2d.default: _resized,
+    aten.upsample_bilinear2d.vec: _resized,
 }

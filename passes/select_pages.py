@@ -15,14 +15,11 @@ from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
 from sparsify.passes.selection_trust import Attended, check_trust, page_trust
-from sparsify.passes.sites import is_disabled, unmeant
+from sparsify.passes.sites import as_patterns, is_disabled, left_out
 from sparsify.program import ProgramSet
 from sparsify.report import Decision, Verdict
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import PageSelector
-
-FIRST_LAYERS = ("*.layers.0.*", "*.layers.1.*")
-"""They attend so widely that methods leave them alone."""
 
 BOUNDS = "bounds"
 """Name of the state that holds the bounds of pages."""
@@ -69,8 +66,8 @@ class PageSelection(GraphPass):
         budget: tokens that are read at most, a multiple of 16.
         sinks: first tokens of a sequence, which are always read, rounded up to pages.
         recent: latest tokens that are always read, rounded up to pages.
-        sites, skip: shell patterns over names of attention, those that are meant and those that are
-            not: by default the first two layers, ``decode.layers.0.attention`` and the next.
+        sites: shell patterns of the attentions it is for, ``decode.layers.3.attention``.
+        skip: patterns of those that read everything, by default those of the first two layers.
         calibration: texts, as token ids, on which the report says what was left out.
         budget_error: refuse to change the output of a head by more than this share of its norm.
             A text must be longer than ``budget``.
@@ -85,7 +82,7 @@ class PageSelection(GraphPass):
     sinks: int = PAGE
     recent: int = PAGE
     sites: tuple[str, ...] = ("*",)
-    skip: tuple[str, ...] = FIRST_LAYERS
+    skip: tuple[str, ...] = ("*layers.[01].*",)
     calibration: Calibration | None = None
     budget_error: float | None = None
 
@@ -102,6 +99,8 @@ class PageSelection(GraphPass):
             raise ValueError(
                 f"{kind}: sinks={self.sinks} must be at least 0, recent={self.recent} at least 1"
             )
+        for option in ("sites", "skip"):
+            object.__setattr__(self, option, as_patterns(getattr(self, option)))
         if self.budget <= PAGE * sum(self._always):
             raise ValueError(
                 f"{kind}: budget={self.budget} leaves nothing to choose beside sinks={self.sinks} "
@@ -149,7 +148,8 @@ class PageSelection(GraphPass):
         """
         layer = attended.options["layer"]
         assert isinstance(layer, int)
-        if attended.options["window"] or unmeant(self._site(layer), self.sites, self.skip):
+        kept_whole = left_out(self._site(layer), self.sites, self.skip) is not None
+        if kept_whole or attended.options["window"]:
             return None
         return self.selected(attended, layer)
 
@@ -180,9 +180,7 @@ class PageSelection(GraphPass):
                 continue
             layer = arguments(node)["layer"]
             site = f"{rewriter.name}.{attention_site(layer)}"
-            reason = self._unfit(node)
-            if reason is None and is_disabled(site, context.disabled_sites):
-                reason = "switched off"
+            reason = self._unfit(node, context.disabled_sites)
             if reason is None:
                 with rewriter.graph.inserting_before(node):
                     tensors = self.tensors(rewriter, node)
@@ -200,15 +198,20 @@ class PageSelection(GraphPass):
             yield Decision(site, "attention", verdict, step.reason, self.name)
             before = step.handed
 
-    def _unfit(self, node: fx.Node) -> str | None:
-        """Why an attention stays as it is, however many tokens it is of."""
+    def _unfit(self, node: fx.Node, disabled: Iterable[str] = ()) -> str | None:
+        """Why an attention stays as it is, however many tokens it is of.
+
+        Prefill goes by the names of decode, whose state it keeps up.
+        """
         options = arguments(node)
+        reason = left_out(self._site(options["layer"]), self.sites, self.skip, disabled)
+        if reason is not None:
+            return reason
         if options["selected"] is not None:
             return "another recipe has selected its pages"
-        reason = unmeant(self._site(options["layer"]), self.sites, self.skip)
-        if reason is None and options["window"]:
+        if options["window"]:
             return f"it reads a window of {options['window']} tokens alone"
-        return reason
+        return None
 
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
         """What the selector reads at an attention besides the query and the keys.

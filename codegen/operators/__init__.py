@@ -24,6 +24,8 @@ from sparsify.codegen.operators import (
     pooling,
     reductions,
     remainders,
+    resizing,
+    sorting,
     tokens,
 )
 
@@ -89,6 +91,14 @@ CONVERTERS: dict[str, Converter] = {
     "max_pool3d.default": pooling.convert_max_pool,
     "max_pool2d_with_indices.default": pooling.convert_max_pool,
     "max_pool3d_with_indices.default": pooling.convert_max_pool,
+    "upsample_nearest2d.default": resizing.convert_nearest,
+    "upsample_bilinear2d.default": resizing.convert_bilinear,
+    "upsample_nearest2d.vec": resizing.convert_nearest,
+    "upsample_bilinear2d.vec": resizing.convert_bilinear,
+    "sort.default": sorting.convert_sort,
+    "sort.stable": sorting.convert_sort,
+    "argsort.default": sorting.convert_argsort,
+    "topk.default": sorting.convert_topk,
     "softmax.int": aten.convert_softmax,
     "log1p.default": logarithms.convert_log1p,
     "softplus.default": logarithms.convert_softplus,

@@ -17,7 +17,7 @@ from sparsify.gates import Gate
 from sparsify.passes.gating.observed import Observed
 from sparsify.passes.gating.places import Graph, Place, Plan, gate_places, input_places
 from sparsify.passes.gating.samples import samples
-from sparsify.passes.sites import is_disabled
+from sparsify.passes.sites import as_patterns, is_disabled, left_out
 from sparsify.passes.sparse_linear import percent
 from sparsify.program import Program, ProgramSet
 from sparsify.report import Decision
@@ -79,8 +79,7 @@ class Gating(ABC):
             known = ", ".join(map(repr, get_args(At)))
             raise ValueError(f"{kind}: at={self.gated()!r} must be one of {known}")
         for option in ("sites", "skip", "entries"):
-            given = getattr(self, option)
-            object.__setattr__(self, option, (given,) if isinstance(given, str) else tuple(given))
+            object.__setattr__(self, option, as_patterns(getattr(self, option)))
 
     @abstractmethod
     def rule(self) -> type[Gate]:
@@ -137,8 +136,7 @@ class Gating(ABC):
 
     def _places(self, graph: Graph, nodes: list[fx.Node]) -> Iterator[Place]:
         for place in self.find(graph, nodes):
-            name = place.site.name
-            if is_disabled(name, self.sites) and not is_disabled(name, self.skip):
+            if left_out(place.site.name, self.sites, self.skip) is None:
                 yield place
 
     def find(self, graph: Graph, nodes: list[fx.Node]) -> Iterable[Place]:

@@ -157,6 +157,9 @@ CASES = (
         "amin of all": lambda x, y, i, m, c: x.amin(),
         "product": lambda x, y, i, m, c: x.prod(-1),
         "product of int32": lambda x, y, i, m, c: i.int().prod(0),
+        "sort": lambda x, y, i, m, c: x.sort(1, descending=True)[0],
+        "argsort of ties": lambda x, y, i, m, c: torch.argsort(i, dim=1, stable=True),
+        "largest": lambda x, y, i, m, c: x.topk(2, -1)[0],
         "softmax": lambda x, y, i, m, c: x.softmax(-1),
         "softmax over length": lambda x, y, i, m, c: x.softmax(1),
         "softmax of large": lambda x, y, i, m, c: (x * 1e4).softmax(-1),
@@ -242,6 +245,19 @@ CASES = (
         "adaptive pool": lambda x, y, i, m, c: F.adaptive_avg_pool2d(c, (3, 4)),
         "nearest": lambda x, y, i, m, c: F.interpolate(c, scale_factor=2, mode="nearest"),
         "bilinear": lambda x, y, i, m, c: F.interpolate(c, size=(12, 10), mode="bilinear"),
+        "nearest by a fraction": lambda x, y, i, m, c: F.interpolate(
+            c, scale_factor=(1.3, 0.7), mode="nearest"
+        ),
+        "nearest of a size": lambda x, y, i, m, c: F.interpolate(c, size=(13, 5), mode="nearest"),
+        "nearest of integers": lambda x, y, i, m, c: F.interpolate(
+            (c.abs() * 50).to(torch.uint8), size=(13, 16), mode="nearest"
+        ).float(),
+        "bilinear by a fraction": lambda x, y, i, m, c: F.interpolate(
+            c, scale_factor=(1.7, 0.6), mode="bilinear"
+        ),
+        "bilinear with corners": lambda x, y, i, m, c: F.interpolate(
+            c, size=(1, 20), mode="bilinear", align_corners=True
+        ),
         "attention": lambda x, y, i, m, c: F.scaled_dot_product_attention(
             x[:, None], y[:, None], y[:, None]
         ),

@@ -46,7 +46,8 @@ def reasons(function, *inputs, dynamic="auto"):
         (lambda x: x + torch.arange(x.shape[1] - 1, -1, -1)[:, None], (X,), "counts up only"),
         (lambda x: F.avg_pool2d(x, 2, divisor_override=3), (C,), "divisor_override"),
         (lambda x: F.max_pool2d(x, 2, return_indices=True), (C,), "does not compute the indices"),
-        (lambda x: F.interpolate(x, size=(5, 5), mode="nearest"), (C,), "no whole number"),
+        (lambda i: F.interpolate(i, size=(5, 5), mode="bilinear"), (C.byte(),), "are rounded"),
+        (lambda x: x * (x.shape[1] / 3), (X,), "a fraction or a comparison of sizes"),
         (lambda x: torch.as_strided(x, (2, 2), (1, 2)), (X,), "contiguous strides"),
         (
             lambda x, y: x.index_put((torch.tensor([0, 2]),), y),

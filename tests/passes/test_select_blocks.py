@@ -104,6 +104,15 @@ def test_a_budget_needs_texts_of_which_something_is_left_out(
         run_pipeline(llama, [replace(recipe, calibration=short, budget_error=0.1)])
 
 
+def test_sites_and_what_is_skipped(llama: ProgramSet) -> None:
+    for options, reason in (({"sites": "*.1.*"}, "is for"), ({"skip": ("*layers.0.*",)}, "skips")):
+        result = run_pipeline(llama, [replace(RECIPES["pooled_blocks"], **options)])
+        (call,) = calls(result.programs["prefill"], "select_blocks")
+        assert arguments(call)["layer"] == 1
+        told = [d.reason for d in result.decisions if d.site == "prefill.layers.0.attention"]
+        assert len(told) == 1 and reason in told[0]
+
+
 def test_a_selection_of_everything_costs_nothing(llama: ProgramSet) -> None:
     recipe = sparsify.PooledBlocks(1.0, calibration=TEXTS, budget_error=1e-6)
     decisions = run_pipeline(llama, [recipe]).decisions

@@ -111,6 +111,13 @@ def _listed(model: OnnxModel, problems: list[Problem]) -> str:
     count = f"{len(problems)} node{'s' if len(problems) > 1 else ''}"
     lines = "".join(f"\n  {problem.text}" for problem in problems)
     text = f"{model.path}: {count} cannot be imported:{lines}"
+    if any(problem.needs_sizes for problem in problems):
+        dynamic = [i for i in model.inputs if not all(isinstance(size, int) for size in i.dims)]
+        names = ", ".join(f"{i.name}: {i.text()}" for i in dynamic)
+        text += (
+            f"\nFix sizes ({names}) by shapes={{name: sizes}}, on the command line by "
+            "--shape name=1,3,224,224"
+        )
     if any(problem.of_sizes for problem in problems):
         text += (
             "\nIf these sizes are wrong, give others by shapes={name: sizes}, on the command line "

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from sparsify.frontend.onnx.functions import Functions, body, versions_of
 from sparsify.frontend.onnx.node import Node
-from sparsify.frontend.onnx.registry import Handler, Unsupported, find, standard
+from sparsify.frontend.onnx.registry import Handler, NeedsSizes, Unsupported, find, standard
 from sparsify.frontend.onnx.tensors import is_kept_otherwise, to_computed
 from sparsify.frontend.onnx.values import LARGEST, Constant, Value, known, settled, traced, untraced
 from sparsify.frontend.onnx.weights import Weights
@@ -36,10 +36,16 @@ _TYPES: Final = ("to", "output_dtype", "dtype")
 
 @dataclass(frozen=True)
 class Problem:
-    """A node that could not be run; ``of_sizes`` where other example sizes may help."""
+    """A node that could not be run.
+
+    Attributes:
+        of_sizes: whether other example sizes may help.
+        needs_sizes: whether it runs at static sizes.
+    """
 
     text: str
     of_sizes: bool
+    needs_sizes: bool = False
 
 
 @dataclass
@@ -180,7 +186,9 @@ class Interpreter:
             problem = f"{node}: {_reason(error, inputs)}"
             if not self.weights.collecting:
                 raise ValueError(problem) from error
-            self.problems.append(Problem(problem, not isinstance(error, Unsupported)))
+            self.problems.append(
+                Problem(problem, not isinstance(error, Unsupported), isinstance(error, NeedsSizes))
+            )
             return [_REFUSED] * len(node.outputs)
 
     def _call(self, node: Node, function: onnx.FunctionProto, inputs: list[Value]) -> list[Value]:

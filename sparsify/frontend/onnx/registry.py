@@ -20,6 +20,7 @@ output of the node; trailing outputs that nobody asked for may be left out.
 
 A form that a handler does not serve is refused by ``raise Unsupported("why, in a few words")``;
 the import goes on, so that one error lists all refusals of a model.
+``NeedsSizes`` refuses dynamic sizes; the error then says how to fix them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def standard(domain: str) -> str:
 
 class Unsupported(Exception):
     """This form of an operator has no handler; says why in a few words."""
+
+
+class NeedsSizes(Unsupported):
+    """It has one for static sizes alone; says which sizes are dynamic."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from sparsify.frontend.onnx.attend import merge_heads, split_heads
 from sparsify.frontend.onnx.node import Node
-from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.registry import NeedsSizes, operator
 
 
 @operator("LinearAttention", since=27)
@@ -28,7 +28,7 @@ def linear_attention(
     dtype, size = query.dtype, query.shape[-1] // heads
     length = query.shape[1]
     if not isinstance(length, int):
-        raise Unsupported(f"a sequence of dynamic length {length}; fix its size")
+        raise NeedsSizes(f"a sequence of dynamic length {length}")
     q = split_heads(query, heads).float()
     k, v = split_heads(key, kv_heads).float(), split_heads(value, kv_heads).float()
     scale = node.get("scale", 0.0) or size**-0.5

@@ -9,7 +9,7 @@ import onnx
 import torch
 
 from sparsify.frontend.onnx.node import Node
-from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.registry import NeedsSizes, Unsupported, operator
 from sparsify.frontend.onnx.values import Constant, Value, known, traced, untraced
 
 MOST_TURNS = 1024
@@ -24,7 +24,7 @@ def loop(
     body = node.require("body")
     limit = None if turns is None else turns.reshape(-1)[0]
     if isinstance(limit, torch.SymInt):
-        raise Unsupported(f"a loop of {limit} turns, which is dynamic")
+        raise NeedsSizes(f"a loop of {limit} turns, which is dynamic")
     goes_on = condition is None or bool(condition.item())
     state, gathered, turn = list(carried), [], 0
     while goes_on and (limit is None or turn < limit):
@@ -120,7 +120,7 @@ def _scan(
 def _turns(x: torch.Tensor, axis: int) -> int:
     size = x.shape[axis]
     if not isinstance(size, int):
-        raise Unsupported(f"a loop over a dynamic dim {size}; fix its size")
+        raise NeedsSizes(f"a loop over a dynamic dim {size}")
     if size > MOST_TURNS:
         raise Unsupported(f"a loop of {size} turns, more than {MOST_TURNS}")
     return size

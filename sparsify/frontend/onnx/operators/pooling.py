@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsify.frontend.onnx.node import Node
-from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.registry import NeedsSizes, operator
 from sparsify.frontend.onnx.sliding import Windows
 from sparsify.frontend.onnx.tables import table
 
@@ -53,7 +53,7 @@ def _counts(windows: Windows, x: torch.Tensor, with_padding: bool) -> torch.Tens
     if not all(isinstance(size, int) for size in sizes):
         if (with_padding or not any((*windows.begin, *windows.end))) and not windows.ceil:
             return float(np.prod(windows.kernel))
-        raise Unsupported(f"padding that is not counted, over dynamic sizes {sizes}")
+        raise NeedsSizes(f"padding that is not counted, over dynamic sizes {sizes}")
     counts = windows.inside(sizes, with_padding)
     if (counts == counts.flat[0]).all():
         return float(counts.flat[0])

@@ -19,7 +19,7 @@ from sparsify.frontend.onnx.cells import (
     run,
 )
 from sparsify.frontend.onnx.node import Node
-from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.registry import NeedsSizes, Unsupported, operator
 from sparsify.frontend.onnx.tables import table
 from sparsify.frontend.onnx.values import Constant, known
 
@@ -46,7 +46,7 @@ def recurrent(
         x = x.transpose(0, 1)
     steps, batch = x.shape[:2]
     if not isinstance(steps, int):
-        raise Unsupported(f"a sequence of dynamic length {steps}; fix its size")
+        raise NeedsSizes(f"a sequence of dynamic length {steps}")
     hidden = h_weight.shape[-1]
     given = [s for s in (initial_h, initial_c) if s is not None]
     if batch_first:

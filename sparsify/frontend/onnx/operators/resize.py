@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from fractions import Fraction
+from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from sparsify.frontend.onnx.interpolate import Sampling
 from sparsify.frontend.onnx.node import Node
-from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.registry import NeedsSizes, Unsupported, operator
+
+_LARGEST_DENOMINATOR: Final = 2**10
 
 
 @operator("Upsample", since=7)
@@ -48,7 +52,7 @@ def resize(
         wanted = [_scaled(n, f) for n, f in zip(lengths, factors, strict=True)]
     elif sizes is not None and sizes.size:
         wanted = [n if isinstance(n, torch.SymInt) else int(n) for n in sizes.flat]
-        factors = [w / n for w, n in zip(wanted, lengths, strict=True)]
+        factors = [_ratio(w, n) for w, n in zip(wanted, lengths, strict=True)]
         policy = node.get("keep_aspect_ratio_policy", "stretch")
         if policy != "stretch":
             factor = min(factors) if policy == "not_larger" else max(factors)
@@ -106,7 +110,11 @@ def _resize(
 
 def _same(length: Any, size: Any, scale: Any) -> bool:
     same = isinstance(scale, int | float) and math.isclose(scale, 1.0)
-    return same and isinstance(length, int) == isinstance(size, int) and bool(length == size)
+    return same and statically_known_true(length == size)
+
+
+def _ratio(size: Any, length: Any) -> Any:
+    return 1.0 if statically_known_true(size == length) else size / length
 
 
 def _is_repeat(x: torch.Tensor, changed: Sequence[Any]) -> bool:
@@ -135,8 +143,15 @@ def _dynamic(x: torch.Tensor, changed: Sequence[Any]) -> torch.Tensor:
     """A picture of dynamic size, in the ways in which PyTorch resizes."""
     sampling = changed[0][3]
     corners = sampling.coordinates == "align_corners"
+    given = [scale for _, _, scale, _ in changed if isinstance(scale, int | float)]
+    whole = all(float(scale).is_integer() for scale in given)
+    # Middles of repeated pixels round to the pixel, whichever way halves are rounded.
+    repeats = sampling.nearest.startswith("round") and whole and len(given) == len(changed)
     known = {
         ("nearest", "asymmetric"): sampling.nearest == "floor",
+        ("nearest", "half_pixel"): repeats,
+        ("nearest", "pytorch_half_pixel"): repeats,
+        ("nearest", "half_pixel_symmetric"): repeats,
         ("linear", "half_pixel"): True,
         ("linear", "pytorch_half_pixel"): True,
         ("linear", "align_corners"): True,
@@ -146,10 +161,12 @@ def _dynamic(x: torch.Tensor, changed: Sequence[Any]) -> torch.Tensor:
     plain = not (sampling.antialias or sampling.exclude_outside)
     pictures = x.dim() == 4 and all(axis >= 2 for axis, *_ in changed)
     if not (known.get((sampling.mode, sampling.coordinates), False) and plain and pictures):
-        raise Unsupported(
-            f"mode {sampling.mode} with {sampling.coordinates} over dynamic sizes "
-            f"{tuple(x.shape)}; fix the sizes"
+        raise NeedsSizes(
+            f"mode {sampling.mode} with {sampling.coordinates} over dynamic sizes {tuple(x.shape)}"
         )
+    if not (whole or corners):
+        # PyTorch would take the ratio of the sizes, which are rounded.
+        raise NeedsSizes(f"scales {given} of dynamic sizes {tuple(x.shape)}")
     mode = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}[sampling.mode]
     sizes = list(x.shape[2:])
     for axis, size, *_ in changed:
@@ -159,5 +176,8 @@ def _dynamic(x: torch.Tensor, changed: Sequence[Any]) -> torch.Tensor:
 
 
 def _scaled(size: Any, scale: float) -> Any:
-    """A whole scale keeps a dynamic size a product of integers, which the back end can compute."""
-    return size * int(scale) if float(scale).is_integer() else math.floor(size * scale)
+    """A scale of small numbers, 3 / 2, keeps a dynamic size one that the back end can compute."""
+    ratio = Fraction(scale)
+    if ratio.denominator <= _LARGEST_DENOMINATOR:
+        return size * ratio.numerator // ratio.denominator
+    return math.floor(size * scale)

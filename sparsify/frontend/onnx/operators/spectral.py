@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparsify.frontend.onnx.node import Node
-from sparsify.frontend.onnx.registry import Unsupported, operator
+from sparsify.frontend.onnx.registry import NeedsSizes, Unsupported, operator
 from sparsify.frontend.onnx.tables import table
 from sparsify.frontend.onnx.tensors import computed_type
 
@@ -33,7 +33,7 @@ def _transform(
     given = length // 2 + 1 if onesided and inverse else length
     size = x.shape[-2]
     if not isinstance(size, int):
-        raise Unsupported(f"a transform over a dynamic dim {size}; fix its size")
+        raise NeedsSizes(f"a transform over a dynamic dim {size}")
     if size > given:
         x = x[..., :given, :]
     used = min(size, given)
@@ -86,7 +86,7 @@ def _dft(node: Node, x: torch.Tensor, length: np.ndarray | None, axis: int) -> t
 
 def _static(count: Any) -> int:
     if isinstance(count, torch.SymInt):
-        raise Unsupported(f"a transform of dynamic length {count}; fix its size")
+        raise NeedsSizes(f"a transform of dynamic length {count}")
     return int(count)
 
 
