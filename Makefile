@@ -14,7 +14,7 @@ POOL := codegen/runtime/pool.c codegen/runtime/wait.h
 # C compilers and emulators for the machines that models are exported to.
 EDGE := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross \
 	gcc-riscv64-linux-gnu libc6-dev-riscv64-cross qemu-user \
-	clang lld wasi-libc libclang-rt-dev-wasm32 nodejs
+	clang lld wasi-libc libclang-rt-dev-wasm32 nodejs openssh-client
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: demo test edge-deps lint types wheel clean

@@ -103,7 +103,7 @@ def cells(given: argparse.Namespace, model: Any) -> Iterator[dict[str, Any]]:
             yield {
                 "rule": rule,
                 "sparsity": sparsity,
-                "max_error": options.get("max_error"),
+                "budget_error": options.get("budget_error"),
                 "perplexity": found,
                 "ratio": found / before,
                 "skipped": 1 - multiplications(gated) / multiplications(dense),
@@ -115,7 +115,7 @@ def cells(given: argparse.Namespace, model: Any) -> Iterator[dict[str, Any]]:
 def wanted(given: argparse.Namespace) -> Iterator[tuple[int, dict[str, Any]]]:
     """Sparsities, the same everywhere or, of ``--errors``, as large as a place's error allows."""
     if given.errors:
-        yield from ((90, {"max_error": error / 100, "fit": True}) for error in given.errors)
+        yield from ((90, {"budget_error": error / 100, "fit": True}) for error in given.errors)
     else:
         yield from ((sparsity, {}) for sparsity in given.sparsity)
 
@@ -167,8 +167,8 @@ def table(found: list[dict[str, Any]]) -> Table:
         row = [
             cell["rule"],
             f"{cell['sparsity']}%"
-            if cell["max_error"] is None
-            else f"error {cell['max_error']:.0%}",
+            if cell["budget_error"] is None
+            else f"error {cell['budget_error']:.0%}",
             f"{cell['perplexity']:.2f}",
             f"{cell['ratio']:.3f}",
             f"{cell['skipped']:.0%}",

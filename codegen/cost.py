@@ -20,9 +20,6 @@ from sparsify.codegen.target import Target
 from sparsify.contracts import Activity
 from sparsify.layouts import LANES, Layout, Stack, form_of
 
-_BYTES_PER_SECOND = 15e9
-"""Memory bandwidth that one core may count on when the weight comes from memory."""
-
 _EXPOSED = 0.25
 """Of arithmetic on few tokens, what does not hide behind memory, or the other way round."""
 
@@ -43,9 +40,9 @@ class CpuCostModel:
         tasks = kernels.tasks(isa, layout, shape, tokens)
         nbytes = layout.estimate_nbytes(shape, nnz)
         if kernels.form == "lanes":
-            return max(self._computing(cycles, tasks), nbytes / _BYTES_PER_SECOND)
+            return max(self._computing(cycles, tasks), nbytes / self.bytes_per_second)
         share = kernels.bandwidth if isinstance(kernels, StallingKernels) else 1.0
-        return _overlapped(self._computing(cycles, tasks), nbytes / (share * _BYTES_PER_SECOND))
+        return _overlapped(self._computing(cycles, tasks), nbytes / (share * self.bytes_per_second))
 
     def active_seconds(
         self, layout: Layout, shape: tuple[int, int], tokens: int, activity: Activity
@@ -58,7 +55,7 @@ class CpuCostModel:
         nbytes = layout.estimate_nbytes(shape, shape[0] * shape[1]) * activity.share
         # One thread alone does not read as fast as all.
         uneven = -(-tasks // self.threads) * self.threads / tasks
-        return _overlapped(self._computing(cycles, tasks), nbytes * uneven / _BYTES_PER_SECOND)
+        return _overlapped(self._computing(cycles, tasks), nbytes * uneven / self.bytes_per_second)
 
     def active_candidates(
         self, shape: tuple[int, int], tokens: int, activity: Activity
@@ -86,7 +83,7 @@ class CpuCostModel:
 
     @property
     def bytes_per_second(self) -> float:
-        return _BYTES_PER_SECOND
+        return self.target.isa.bytes_per_second
 
     @property
     def flops_per_second(self) -> float:
@@ -105,7 +102,7 @@ class CpuCostModel:
         cycles = expert_kernels(stack.layout).cycles(isa, stack, density, tokens, active)
         shape = (stack.pitch, stack.columns)
         nnz = round(density * stack.rows * stack.columns)
-        streaming = active * stack.layout.estimate_nbytes(shape, nnz) / _BYTES_PER_SECOND
+        streaming = active * stack.layout.estimate_nbytes(shape, nnz) / self.bytes_per_second
         return max(cycles / isa.hertz / self.threads, streaming)
 
 

@@ -18,6 +18,8 @@ class Isa:
         fma_per_cycle, loads_per_cycle: whole vectors; AVX-512 on Zen 4 has 1 and 1, on Zen 5
             and server Intel 2 and 2.
         hertz: nominal clock, for predictions only.
+        bytes_per_second: of memory, that weights which are no longer cached are read with; for
+            predictions only.
         permuted_of_four: of four neighbouring weights, how many come by one 128-bit load and are
             spread by in-lane permutes; the others are broadcast loads. Permutes spare the load
             ports, of which Zen 5 has two for whole vectors and scalars together; loads spare the
@@ -41,6 +43,7 @@ class Isa:
     fma_per_cycle: float = 2.0
     loads_per_cycle: float = 2.0
     hertz: float = 3.7e9
+    bytes_per_second: float = 15e9
     permuted_of_four: int = 0
     vbmi2: bool = False
     gathers: bool = False
@@ -63,7 +66,9 @@ AVX512 = Isa("avx512", 16, 32, gathers=True, byte_shuffle=_PSHUFB)
 """Server Intel from Ice Lake on, and whatever is not known better."""
 
 AVX512_ZEN5 = replace(AVX512, permuted_of_four=4)
-AVX512_HALF_RATE = replace(AVX512, fma_per_cycle=1.0, loads_per_cycle=1.0, permuted_of_four=3)
+AVX512_HALF_RATE = replace(
+    AVX512, fma_per_cycle=1.0, loads_per_cycle=1.0, bytes_per_second=30e9, permuted_of_four=3
+)
 """AVX-512 on 256-bit units: Zen 4."""
 
 AVX2 = Isa("avx2", 8, 16, gathers=True, byte_shuffle=_PSHUFB)

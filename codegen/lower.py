@@ -145,20 +145,25 @@ class Lowering(ExportedProgramImporter):
     def _sized(self, value: Any, wanted: Sequence[Any], joined: int | None) -> Any:
         """A value with the wanted sizes where its own are other expressions, and not constant.
 
-        A size that is a symbol is left: a cast to it would bind it to itself, and send TVM into
-        endless substitution.
+        That they are the same is checked by a cast. One of an expression to a symbol would bind the
+        symbol to itself and send TVM into endless substitution, so there the wanted shape is cast
+        to the value's, and the value takes it.
         """
         sizes = list(value.ty.shape.values)
         first = len(wanted) - len(sizes)
-        changed = False
+        changed = []
         for axis, (own, size) in enumerate(zip(sizes, wanted[first:], strict=True)):
-            fixed = isinstance(own, tirx.IntImm) or isinstance(size, tvm.ir.Var)
-            if axis + first == joined or fixed or self._analyzer.can_prove_equal(own, size):
-                continue
-            sizes[axis], changed = size, True
+            known = isinstance(own, tirx.IntImm) or self._analyzer.can_prove_equal(own, size)
+            if axis + first != joined and not known:
+                changed.append(axis)
         if not changed:
             return value
-        return self.block_builder.match_cast(value, relax.TensorType(sizes, value.ty.dtype))
+        shape = [wanted[first + i] if i in changed else own for i, own in enumerate(sizes)]
+        if not any(isinstance(shape[axis], tvm.ir.Var) for axis in changed):
+            return self.block_builder.match_cast(value, relax.TensorType(shape, value.ty.dtype))
+        same = self.block_builder.emit(relax.ShapeExpr(shape))
+        self.block_builder.match_cast(same, relax.ShapeType(sizes))
+        return self.reshape(value, shape)
 
     def _with_known_shape(self, result: Any, value: Any) -> Any:
         """Where the importer lost a shape that the graph knows, states it.

@@ -14,6 +14,7 @@ from sparsify.calibration import Calibration
 from sparsify.contracts import PassContext, PassResult
 from sparsify.passes.attention_sites import attention_sites, measure
 from sparsify.passes.pattern_attention import apply_patterns, check_options
+from sparsify.passes.sites import as_patterns
 from sparsify.patterns import Pattern, PerHead
 from sparsify.program import Program, ProgramSet
 
@@ -73,6 +74,7 @@ class AttentionMixture:
 
     def __post_init__(self) -> None:
         check_options(self.name, self.block, self.budget_error, self.calibration)
+        object.__setattr__(self, "sites", as_patterns(self.sites))
         if self.calibration is None:
             raise ValueError(f"{self.name}: patterns are chosen on data; give calibration")
         if not 0 < self.density <= 1:

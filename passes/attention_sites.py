@@ -15,7 +15,7 @@ from sparsify.calibration import Calibration
 from sparsify.passes.attention_trust import AttentionTrust
 from sparsify.passes.graph import arguments, hint, is_tensor, same, shape_of
 from sparsify.passes.mask_structure import ABSORBING
-from sparsify.passes.sites import is_disabled, linear_site, site_name
+from sparsify.passes.sites import left_out, linear_site, site_name
 from sparsify.patterns import Pattern
 from sparsify.program import Program
 
@@ -57,10 +57,9 @@ class AttentionSite:
             patterns, disabled: shell patterns of the sites that are meant, and that are not.
         """
         query, key = (shape_of(self.options[name])[1] for name in ("query", "key"))
-        if is_disabled(self.name, disabled):
-            return "switched off by the caller"
-        if not is_disabled(self.name, patterns):
-            return f"the recipe is for {', '.join(patterns)}"
+        reason = left_out(self.name, patterns, disabled=disabled)
+        if reason is not None:
+            return reason
         if not same(query, key):
             return "queries and keys differ in number, so that blocks have no places in common"
         if isinstance(query, int) and query <= block:

@@ -85,7 +85,7 @@ def _batched(node: fx.Node, weighted: Any) -> ExpertsMatch | None:
     if second is None:
         return None
     hidden, down, ids = second
-    inner = _inner(hidden)
+    inner = inner_of(hidden)
     first = None if inner is None else _batched_linear(inner[0])
     if inner is None or first is None or first[2] is not ids:
         return None
@@ -119,8 +119,8 @@ def _batched_linear(node: Any) -> tuple[Any, fx.Node, Any] | None:
     return column[0], gathered[0], past_copies(gathered[1][0])
 
 
-def _inner(hidden: Any) -> tuple[fx.Node, str, bool] | None:
-    """What goes through the activation: the first projection, the activation, whether gated."""
+def inner_of(hidden: Any) -> tuple[fx.Node, str, bool] | None:
+    """What an expert's second projection takes: its first, the activation, whether it is gated."""
     hidden = past_copies(hidden)
     activation = activation_of(hidden)
     if activation is not None:
@@ -154,7 +154,7 @@ def _grouped(node: fx.Node, restored: Any) -> ExpertsMatch | None:
         return None
     made, picked = product
     second = _grouped_linear(made)
-    inner = None if second is None else _inner(second[0])
+    inner = None if second is None else inner_of(second[0])
     first = None if inner is None else _grouped_linear(inner[0])
     if second is None or inner is None or first is None or first[2] is not second[2]:
         return None

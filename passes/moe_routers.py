@@ -17,7 +17,7 @@ from torch import fx
 from torch.utils import _pytree
 
 from sparsify import ops
-from sparsify.passes.graph import aten, hint
+from sparsify.passes.graph import aten, hint, same
 from sparsify.rewriter import Rewriter
 from sparsify.routers import Candidate, Seen, gates_of, recognise
 
@@ -37,22 +37,22 @@ class RouterCode:
 
     Attributes:
         logits: the node of ``[tokens, width]``.
-        experts, weights: the nodes of ``[tokens, slots]``.
-        nodes: those that lead from the logits to both, in order.
+        made: the experts and their weights, nodes of ``[tokens, slots]``, or one node of
+            ``[tokens, count]``: what each expert counts, 0 where it is not chosen.
+        nodes: those that lead from the logits to these, in order.
     """
 
     rewriter: Rewriter
     logits: fx.Node
-    experts: fx.Node
-    weights: fx.Node
+    made: tuple[fx.Node, ...]
     nodes: tuple[fx.Node, ...]
 
     @classmethod
-    def of(cls, rewriter: Rewriter, experts: fx.Node, weights: fx.Node) -> RouterCode | None:
+    def of(cls, rewriter: Rewriter, *made: fx.Node) -> RouterCode | None:
         """The code behind routes; None where it is no function of one linear's result."""
         inner: set[fx.Node] = set()
         borders: set[fx.Node] = set()
-        waiting = [experts, weights]
+        waiting = list(made)
         while waiting:
             node = waiting.pop()
             if node in inner or node in borders or rewriter.weight_of(node) is not None:
@@ -75,16 +75,16 @@ class RouterCode:
                 return None
             (logits,) = steps
             inner.discard(logits)
-        if logits in (experts, weights):
+        if logits in made:
             return None
         nodes = tuple(node for node in rewriter.nodes if node in inner)
-        return cls(rewriter, logits, experts, weights, nodes)
+        return cls(rewriter, logits, made, nodes)
 
     def router(self, count: int) -> Candidate | None:
         """The router of ours that this is."""
         tokens, width = self.logits.meta["val"].shape
-        slots = self.experts.meta["val"].shape[1]
-        if not isinstance(slots, int):
+        slots = self.made[0].meta["val"].shape[1] if len(self.made) == 2 else None
+        if isinstance(slots, torch.SymInt) or not same(self.made[0].meta["val"].shape[0], tokens):
             return None
         leaves = _pytree.tree_leaves([(node.args, node.kwargs) for node in self.nodes])
         numbers = [
@@ -118,7 +118,8 @@ class RouterCode:
                 kwargs = fx.node.map_aggregate(fx.node.map_arg(node.kwargs, value), plain)
                 assert callable(node.target)
                 known[node] = node.target(*args, **kwargs)
-        return gates_of(known[self.experts], known[self.weights], count)
+        found = [known[node] for node in self.made]
+        return found[0] if len(found) == 1 else gates_of(found[0], found[1], count)
 
 
 def _is_logits(node: fx.Node) -> bool:

@@ -20,6 +20,7 @@ from sparsify.passes.extents import Extents
 from sparsify.passes.graph import arguments, aten, shape_of
 from sparsify.passes.pattern_prefill import prefill_decisions, select_by_pattern
 from sparsify.passes.recorded_rule import ramp, record, unguarded
+from sparsify.passes.sites import as_patterns
 from sparsify.patterns import Pattern
 from sparsify.program import Program, ProgramSet
 from sparsify.report import Decision
@@ -69,8 +70,7 @@ class PatternAttention:
 
     def __post_init__(self) -> None:
         check_options(self.name, self.block, self.budget_error, self.calibration)
-        if isinstance(self.sites, str):
-            object.__setattr__(self, "sites", (self.sites,))
+        object.__setattr__(self, "sites", as_patterns(self.sites))
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
         chosen = [

@@ -15,7 +15,7 @@ from sparsify.passes.graph import arguments, aten, shape_of
 from sparsify.passes.recorded_rule import ramp, record, unguarded
 from sparsify.passes.select_pages import attention_site, set_arguments
 from sparsify.passes.selection_trust import block_trust
-from sparsify.passes.sites import is_disabled
+from sparsify.passes.sites import left_out
 from sparsify.patterns import Pattern
 from sparsify.program import Program
 from sparsify.report import Decision
@@ -55,9 +55,7 @@ def select_by_pattern(
             continue
         options = arguments(node)
         site = site_of(rewriter.name, options["layer"])
-        reason = _misfit(site, options, sites)
-        if is_disabled(site, disabled):
-            reason = "switched off by the caller"
+        reason = left_out(site, sites, disabled=disabled) or _misfit(options)
         if reason is not None:
             yield Decision(site, "attention", "skipped", reason, made_by)
             continue
@@ -84,11 +82,9 @@ def prefill_decisions(
     yield from trust.decisions(made_by, what)
 
 
-def _misfit(site: str, options: dict[str, object], sites: Sequence[str]) -> str | None:
+def _misfit(options: dict[str, object]) -> str | None:
     query = options["query"]
     assert isinstance(query, fx.Node)
-    if not is_disabled(site, sites):
-        return f"the recipe is for {', '.join(sites)}"
     if shape_of(query)[1] == 1:
         return "patterns are for blocks of tokens, this is one token"
     if options["selected"] is not None:

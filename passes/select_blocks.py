@@ -20,7 +20,7 @@ from sparsify.passes.select_pages import (
     set_arguments,
 )
 from sparsify.passes.selection_trust import block_trust, check_trust
-from sparsify.passes.sites import is_disabled
+from sparsify.passes.sites import as_patterns, left_out
 from sparsify.program import ProgramSet
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
@@ -52,7 +52,8 @@ class BlockSelection(GraphPass):
         keys: of a block, a multiple of 16.
         sinks, recent: tokens that are always read, from the first and before the latest, rounded up
             to blocks.
-        skip_layers: so many layers from the first read everything.
+        sites: shell patterns of the attentions it is for, ``prefill.layers.3.attention``.
+        skip: patterns of those that read everything.
         calibration: texts, as token ids, on which the report says what was left out.
         budget_error: refuse to change the output of a head by more than this share of its norm.
             With a density below 1, a text must be long enough that blocks of it are left out.
@@ -67,7 +68,8 @@ class BlockSelection(GraphPass):
     keys: int = 64
     sinks: int = 64
     recent: int = 64
-    skip_layers: int = 0
+    sites: tuple[str, ...] = ("*",)
+    skip: tuple[str, ...] = ()
     calibration: Calibration | None = None
     budget_error: float | None = None
 
@@ -83,11 +85,12 @@ class BlockSelection(GraphPass):
             raise ValueError(
                 f"{kind}: keys={self.keys} must be a multiple of {PAGE}, those of a page"
             )
-        if self.sinks < 0 or self.recent < 0 or self.skip_layers < 0:
+        if self.sinks < 0 or self.recent < 0:
             raise ValueError(
-                f"{kind}: sinks={self.sinks}, recent={self.recent} and "
-                f"skip_layers={self.skip_layers} must be at least 0"
+                f"{kind}: sinks={self.sinks} and recent={self.recent} must be at least 0"
             )
+        for option in ("sites", "skip"):
+            object.__setattr__(self, option, as_patterns(getattr(self, option)))
         check_budget(kind, self.calibration, self.budget_error)
 
     def run(self, programs: ProgramSet, context: PassContext) -> PassResult:
@@ -112,9 +115,9 @@ class BlockSelection(GraphPass):
             if node.target != ops.paged_attention.overload:
                 continue
             site = f"{rewriter.name}.{attention_site(arguments(node)['layer'])}"
-            reason = self._unfit(node)
-            if reason is None and is_disabled(site, context.disabled_sites):
-                reason = "switched off"
+            reason = left_out(site, self.sites, self.skip, context.disabled_sites) or self._unfit(
+                node
+            )
             if reason is not None:
                 yield Decision(site, "attention", "skipped", reason, self.name)
                 continue
@@ -137,8 +140,6 @@ class BlockSelection(GraphPass):
             return "blocks are selected for many tokens, this is one"
         if options["selected"] is not None:
             return "another recipe has selected what it reads"
-        if options["layer"] < self.skip_layers:
-            return f"the first {self.skip_layers} layers read everything"
         if options["window"]:
             return f"it reads a window of {options['window']} tokens alone"
         return None

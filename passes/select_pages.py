@@ -15,7 +15,7 @@ from sparsify.contracts import GraphPass, PassContext, PassResult
 from sparsify.ops import PAGE
 from sparsify.passes.graph import arguments, shape_of
 from sparsify.passes.selection_trust import Attended, check_trust, page_trust
-from sparsify.passes.sites import is_disabled
+from sparsify.passes.sites import as_patterns, is_disabled, left_out
 from sparsify.program import ProgramSet
 from sparsify.report import Decision, Verdict
 from sparsify.rewriter import Rewriter
@@ -66,7 +66,8 @@ class PageSelection(GraphPass):
         budget: tokens that are read at most, a multiple of 16.
         sinks: first tokens of a sequence, which are always read, rounded up to pages.
         recent: latest tokens that are always read, rounded up to pages.
-        skip_layers: so many layers from the first read everything.
+        sites: shell patterns of the attentions it is for, ``decode.layers.3.attention``.
+        skip: patterns of those that read everything, by default those of the first two layers.
         calibration: texts, as token ids, on which the report says what was left out.
         budget_error: refuse to change the output of a head by more than this share of its norm.
             A text must be longer than ``budget``.
@@ -80,7 +81,8 @@ class PageSelection(GraphPass):
     budget: int = 512
     sinks: int = PAGE
     recent: int = PAGE
-    skip_layers: int = 2
+    sites: tuple[str, ...] = ("*",)
+    skip: tuple[str, ...] = ("*layers.[01].*",)
     calibration: Calibration | None = None
     budget_error: float | None = None
 
@@ -93,11 +95,12 @@ class PageSelection(GraphPass):
             raise ValueError(
                 f"{kind}: budget={self.budget} must be a multiple of {PAGE} tokens, those of a page"
             )
-        if self.sinks < 0 or self.recent < 1 or self.skip_layers < 0:
+        if self.sinks < 0 or self.recent < 1:
             raise ValueError(
-                f"{kind}: sinks={self.sinks} and skip_layers={self.skip_layers} must be at least "
-                f"0, recent={self.recent} at least 1"
+                f"{kind}: sinks={self.sinks} must be at least 0, recent={self.recent} at least 1"
             )
+        for option in ("sites", "skip"):
+            object.__setattr__(self, option, as_patterns(getattr(self, option)))
         if self.budget <= PAGE * sum(self._always):
             raise ValueError(
                 f"{kind}: budget={self.budget} leaves nothing to choose beside sinks={self.sinks} "
@@ -145,7 +148,8 @@ class PageSelection(GraphPass):
         """
         layer = attended.options["layer"]
         assert isinstance(layer, int)
-        if layer < self.skip_layers or attended.options["window"]:
+        kept_whole = left_out(self._site(layer), self.sites, self.skip) is not None
+        if kept_whole or attended.options["window"]:
             return None
         return self.selected(attended, layer)
 
@@ -176,9 +180,7 @@ class PageSelection(GraphPass):
                 continue
             layer = arguments(node)["layer"]
             site = f"{rewriter.name}.{attention_site(layer)}"
-            reason = self._unfit(node)
-            if reason is None and is_disabled(site, context.disabled_sites):
-                reason = "switched off"
+            reason = self._unfit(node, context.disabled_sites)
             if reason is None:
                 with rewriter.graph.inserting_before(node):
                     tensors = self.tensors(rewriter, node)
@@ -196,13 +198,17 @@ class PageSelection(GraphPass):
             yield Decision(site, "attention", verdict, step.reason, self.name)
             before = step.handed
 
-    def _unfit(self, node: fx.Node) -> str | None:
-        """Why an attention stays as it is, however many tokens it is of."""
+    def _unfit(self, node: fx.Node, disabled: Iterable[str] = ()) -> str | None:
+        """Why an attention stays as it is, however many tokens it is of.
+
+        Prefill goes by the names of decode, whose state it keeps up.
+        """
         options = arguments(node)
+        reason = left_out(self._site(options["layer"]), self.sites, self.skip, disabled)
+        if reason is not None:
+            return reason
         if options["selected"] is not None:
             return "another recipe has selected its pages"
-        if options["layer"] < self.skip_layers:
-            return f"the first {self.skip_layers} layers read everything"
         if options["window"]:
             return f"it reads a window of {options['window']} tokens alone"
         return None

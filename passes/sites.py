@@ -109,6 +109,29 @@ def member_names(name: str) -> tuple[str, ...]:
     return tuple(name.replace("..", ".").strip(".") for name in names)
 
 
+def left_out(
+    site: str, sites: Iterable[str], skip: Iterable[str] = (), disabled: Iterable[str] = ()
+) -> str | None:
+    """Why a recipe leaves a site as it is, None where it does not.
+
+    Args:
+        sites, skip: shell patterns of the sites that the recipe is for, and of those it is not for.
+        disabled: of those that the caller has switched off.
+    """
+    if is_disabled(site, disabled):
+        return "switched off by the caller"
+    if not is_disabled(site, sites):
+        return f"the recipe is for {', '.join(sites)}"
+    if is_disabled(site, skip):
+        return f"the recipe skips {', '.join(skip)}"
+    return None
+
+
+def as_patterns(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Shell patterns, of which one may stand alone."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def is_disabled(site: str, patterns: Iterable[str]) -> bool:
     """Whether a shell pattern names the site or one that was merged into it."""
     names = (site, *member_names(site))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from sparsify.codegen.runtime import pool
 from sparsify.memory import contiguous_copy, in_place
 
 Entry = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
+
+_UNEQUAL_SIZES = re.compile(r"heap_data\[reg\] \((\d+) vs\. (\d+)\)")
+"""What TVM's virtual machine says of a tensor with another size than the program expects."""
 
 
 class Executor:
@@ -39,6 +43,9 @@ class Executor:
 
         Weights are shared, not copied, except those that are not 64-byte aligned. So are inputs:
         an entry that changes one in place must be given one that needs no copy.
+
+        Raises:
+            ValueError: by the callable, for inputs of sizes that the program does not allow.
         """
         held = [tvm.runtime.from_dlpack(aligned(weight.detach())) for weight in weights]
 
@@ -50,11 +57,24 @@ class Executor:
             try:
                 with pool.use_threads(self.num_threads):
                     results: Any = machine[entry](*map(aligned, inputs), *held)
+            except RuntimeError as error:
+                if unequal := _UNEQUAL_SIZES.search(str(error)):
+                    raise _do_not_fit(entry, inputs, *unequal.groups()) from error
+                raise
             finally:
                 self._machines.append(machine)
             return tuple(torch.from_dlpack(result) for result in results)
 
         return call
+
+
+def _do_not_fit(entry: str, inputs: Sequence[torch.Tensor], found: str, wanted: str) -> ValueError:
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+    return ValueError(
+        f"{entry}: inputs of shapes {shapes} do not go through the model: a tensor has {found} "
+        f"where its shape wants {wanted}; many models take only multiples of their strides, or "
+        "inputs whose sizes agree"
+    )
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:

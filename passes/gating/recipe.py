@@ -17,7 +17,7 @@ from sparsify.gates import Gate
 from sparsify.passes.gating.observed import Observed
 from sparsify.passes.gating.places import Graph, Place, Plan, gate_places, input_places
 from sparsify.passes.gating.samples import samples
-from sparsify.passes.sites import is_disabled
+from sparsify.passes.sites import as_patterns, is_disabled, left_out
 from sparsify.passes.sparse_linear import percent
 from sparsify.program import Program, ProgramSet
 from sparsify.report import Decision
@@ -43,8 +43,8 @@ class Gating(ABC):
         skip: patterns of those that stay; the output layer of a language model does.
         entries: entry programs that are rewritten. By default those of few tokens, ``decode``,
             where a program set has it, else all.
-        max_error: a place with a larger error stays dense; None for no limit.
-        fit: a place with a larger error drops as many features as ``max_error`` allows instead,
+        budget_error: a place with a larger error stays dense; None for no limit.
+        fit: a place with a larger error drops as many features as ``budget_error`` allows instead,
             so that places which bear more sparsity than others have more.
 
     Raises:
@@ -56,7 +56,7 @@ class Gating(ABC):
     sites: tuple[str, ...] = ("*",)
     skip: tuple[str, ...] = ("*lm_head",)
     entries: tuple[str, ...] = ()
-    max_error: float | None = None
+    budget_error: float | None = None
     fit: bool = False
 
     name: ClassVar[str]
@@ -71,16 +71,15 @@ class Gating(ABC):
         if not 0 < self.sparsity < 1:
             raise ValueError(f"{kind}: sparsity={self.sparsity} must lie between 0 and 1")
         required_calibration(kind, self.calibration)
-        if self.max_error is not None and not self.max_error > 0:
-            raise ValueError(f"{kind}: max_error={self.max_error} must be above 0, or None")
-        if self.fit and self.max_error is None:
-            raise ValueError(f"{kind}: fit=True needs a max_error to fit to")
+        if self.budget_error is not None and not self.budget_error > 0:
+            raise ValueError(f"{kind}: budget_error={self.budget_error} must be above 0, or None")
+        if self.fit and self.budget_error is None:
+            raise ValueError(f"{kind}: fit=True needs a budget_error to fit to")
         if self.gated() not in get_args(At):
             known = ", ".join(map(repr, get_args(At)))
             raise ValueError(f"{kind}: at={self.gated()!r} must be one of {known}")
         for option in ("sites", "skip", "entries"):
-            given = getattr(self, option)
-            object.__setattr__(self, option, (given,) if isinstance(given, str) else tuple(given))
+            object.__setattr__(self, option, as_patterns(getattr(self, option)))
 
     @abstractmethod
     def rule(self) -> type[Gate]:
@@ -99,7 +98,7 @@ class Gating(ABC):
 
         Raises:
             ValueError: an entry program is unknown, or nothing in them can be gated; with
-                ``strict``, a place exceeds ``max_error``.
+                ``strict``, a place exceeds ``budget_error``.
         """
         entries = self._entries(programs)
         decisions: list[Decision] = []
@@ -137,8 +136,7 @@ class Gating(ABC):
 
     def _places(self, graph: Graph, nodes: list[fx.Node]) -> Iterator[Place]:
         for place in self.find(graph, nodes):
-            name = place.site.name
-            if is_disabled(name, self.sites) and not is_disabled(name, self.skip):
+            if left_out(place.site.name, self.sites, self.skip) is None:
                 yield place
 
     def find(self, graph: Graph, nodes: list[fx.Node]) -> Iterable[Place]:
@@ -174,9 +172,9 @@ class Gating(ABC):
 
     def refusal(self, plan: Plan) -> str | None:
         """Why a place is better left dense."""
-        if self.max_error is None or plan.error <= self.max_error:
+        if self.budget_error is None or plan.error <= self.budget_error:
             return None
-        return f"its error {plan.error:.1%} is above max_error={self.max_error}"
+        return f"its error {plan.error:.1%} is above budget_error={self.budget_error}"
 
     def account(self, plan: Plan) -> str:
         """What was done at a place, in a sentence."""

@@ -165,7 +165,7 @@ class Device:
         except ValueError:
             raise ForeignError(f"{self.address}: the program said {' '.join(lines)}") from None
 
-    def _do(self, command: str, given: bytes | None = None) -> str:
+    def _do(self, command: str, given: bytes = b"") -> str:
         done = subprocess.run(
             ["ssh", "-o", "BatchMode=yes", self.address, command],
             input=given, capture_output=True, check=False,

@@ -13,6 +13,9 @@ from sparsify.layouts.stats import INEXACT_IN_BFLOAT16, WeightStats, exact_in_bf
 _PAIRED = 32
 """Values of 16 bits that are stored in pairs."""
 
+_LINE = 16
+"""Values of 32 bits in a cache line."""
+
 
 @register
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class DenseColumns(Layout):
     def __post_init__(self) -> None:
         if self.value_bits not in (16, 32):
             raise ValueError(f"dense_columns: value_bits={self.value_bits} must be 16 or 32")
-        if self.rows <= 0 or self.rows % _PAIRED:
-            raise ValueError(f"dense_columns: rows={self.rows} must be a multiple of {_PAIRED}")
+        unit = _PAIRED if self.value_bits == 16 else _LINE
+        if self.rows <= 0 or self.rows % unit:
+            raise ValueError(f"dense_columns: rows={self.rows} must be a multiple of {unit}")
 
     def panel_count(self, out_features: int) -> int:
         return -(-out_features // self.rows)

@@ -51,3 +51,19 @@ def test_they_are_compiled_and_checked_at_the_call():
         torch.testing.assert_close(compiled(x), net(x), atol=1e-5, rtol=1e-5)
     with pytest.raises((ValueError, RuntimeError)):
         compiled(torch.randn(2, 3, 33, 48))
+
+
+def test_a_size_that_must_be_that_of_an_input_is_checked_at_the_call():
+    """Halved and doubled: 2 * ((s + 1) // 2) is s for even sizes only."""
+
+    class Doubled(torch.nn.Module):
+        def forward(self, x):
+            halves = x[:, ::2]
+            return x + torch.stack([halves, halves], -1).flatten(-2)
+
+    compiled = sparsify.compile(Doubled().eval(), (torch.randn(3, 8),), num_threads=1)
+    for size in ((3, 8), (1, 10), (5, 64)):
+        x = torch.randn(size)
+        torch.testing.assert_close(compiled(x), Doubled()(x))
+    with pytest.raises(ValueError, match=r"\(3, 9\) do not go through the model: .* 9 .* wants 10"):
+        compiled(torch.randn(3, 9))

@@ -205,6 +205,45 @@ def test_wrong_arguments_are_answered_with_a_code(folder: Path, host: Any) -> No
     assert done.stdout.strip().splitlines() == [line.strip() for line in expected.split("\n")[1:]]
 
 
+class Doubled(nn.Module):
+    """Half of a length and twice that, which is the length again for even ones."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        halves = x[:, ::2]
+        return x + torch.stack([halves, halves], -1).flatten(-2)
+
+
+ODD = """
+#include "model.h"
+#include <stdio.h>
+
+static _Alignas(SPARSIFY_ALIGNMENT) float x[9], y[9];
+static _Alignas(SPARSIFY_ALIGNMENT) unsigned char workspace[MODEL_WORKSPACE_BYTES];
+
+int main(void) {
+  model_init(model_weights, MODEL_WEIGHTS_BYTES);
+  for (int length = 8; length <= 9; ++length) {
+    sparsify_tensor in[1] = {{x, sizeof x, {1, length}}}, out[1] = {{y, sizeof y, {0}}};
+    int status = model_run(in, out, workspace, sizeof workspace);
+    printf("%d %s\\n", status, status ? model_last_error() : "");
+  }
+  return 0;
+}
+"""
+
+
+@pytest.mark.isa("x86-avx2")
+def test_sizes_that_do_not_go_through_the_model_are_refused(tmp_path: Path, host: Any) -> None:
+    compiled = sparsify.compile(Doubled().eval(), (torch.randn(3, 8),))
+    compiled.export_c(tmp_path / "c", target="x86-avx2", largest={"x": (1, 9)})
+    (tmp_path / "c" / "odd.c").write_text(ODD)
+    done = host.run(host.build(tmp_path / "c", sources=("odd.c",), flags=SANITIZERS))
+    assert done.stdout.splitlines() == [
+        "0 ",
+        "2 the inputs have sizes that do not go through the model",
+    ]
+
+
 CPP = """
 #include <cstdio>
 #include "model.hpp"

@@ -11,6 +11,7 @@ from transformers import (
     DeepseekV3Config,
     Glm4MoeConfig,
     GraniteMoeConfig,
+    Llama4TextConfig,
     MixtralConfig,
     OlmoeConfig,
     PretrainedConfig,
@@ -21,6 +22,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeMoE
 from transformers.models.granitemoe.modeling_granitemoe import GraniteMoeMoE
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
@@ -96,6 +98,15 @@ BLOCKS: dict[str, tuple[Callable[[], Alone], str]] = {
         ),
         "sigmoid_top_k{k=3,normalise=1,groups=1,kept=1}",
     ),
+    # These scale what experts are given, not what they make of it.
+    "llama4": (
+        lambda: Alone(Llama4TextMoe, Llama4TextConfig, num_experts_per_tok=1),
+        "sigmoid_top_k{k=1,normalise=0,groups=1,kept=1}",
+    ),
+    "llama4, two a token": (
+        lambda: Alone(Llama4TextMoe, Llama4TextConfig, num_experts_per_tok=2),
+        "sigmoid_top_k{k=2,normalise=0,groups=1,kept=1}",
+    ),
 }  # fmt: skip
 FAMILIES = [
     "mixtral",
@@ -139,9 +150,7 @@ def test_models_of_transformers_as_they_are(name: str) -> None:
     (route,), (call,) = calls(program, ROUTE), calls(program, CALL)
     assert route.args[1] == spec and arguments(call)["gated"]
     assert [d.verdict for d in decisions if d.operator == "router"] == ["rewritten"]
-    # torch.export guards sums with shared experts against a length of one.
-    shared = name in ("deepseek", "glm4")
-    check(model, program, SHAPES[1:] if shared else SHAPES)
+    check(model, program)
 
 
 @pytest.mark.parametrize("form", ["batched_mm", "grouped_mm"])
@@ -160,6 +169,44 @@ def test_programs_that_were_exported_before(name: str, form: str) -> None:
     (decision,) = [d for d in decisions if d.operator == "experts"]
     assert (decision.verdict, decision.site) == ("rewritten", "block.experts")
     check(model, program)
+
+
+class Scaled(nn.Module):
+    """Experts with scaled inputs by broadcasting, without a gate, and scores of some kind."""
+
+    def __init__(self, scores: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scores, self.router = scores, nn.Linear(WIDTH, 6)
+        self.up = nn.Parameter(0.3 * torch.randn(6, WIDTH, 20))
+        self.down = nn.Parameter(0.3 * torch.randn(6, 20, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scaled = self.scores(self.router(x)).t().unsqueeze(-1) * x.unsqueeze(0)
+        return (scaled.bmm(self.up).relu() @ self.down).sum(0)
+
+
+def best(logits: torch.Tensor) -> torch.Tensor:
+    """The weights of the best two."""
+    values, experts = logits.softmax(-1).topk(2)
+    return torch.zeros_like(logits).scatter(1, experts, values)
+
+
+@pytest.mark.parametrize("scores", [best, torch.sin])
+def test_experts_see_scaled_tokens_of_their_own_where_a_router_gives_the_scores(
+    scores: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    model = Scaled(scores).eval()
+    program, decisions = lowered(import_torch(model, (torch.randn(9, WIDTH),)))
+    routers = [node.args[1] for node in calls(program, ROUTE)]
+    assert routers == (["softmax_top_k{k=2,normalise=0}"] if scores is best else [])
+    assert len(calls(program, CALL)) == len(routers)
+    (decision,) = [d for d in decisions if d.operator == "experts"]
+    assert decision.verdict == ("rewritten" if scores is best else "skipped")
+    for tokens in (1, 2, 33):
+        x = torch.randn(tokens, WIDTH)
+        with torch.no_grad():
+            torch.testing.assert_close(program.run(x), model(x), atol=1e-5, rtol=1e-5)
 
 
 class Sine(nn.Module):

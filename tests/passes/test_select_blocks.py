@@ -66,7 +66,7 @@ def test_prefill_selects_and_decode_does_not(llama: ProgramSet, name: str) -> No
 )
 def test_compiled_prefill_is_the_eager_one(llama: ProgramSet, name: str) -> None:
     model = MODELS["llama"]()
-    both = (RECIPES[name], sparsify.Quest(budget=48, skip_layers=0))
+    both = (RECIPES[name], sparsify.Quest(budget=48, skip=()))
     lm = sparsify.compile(model, recipe=both, num_threads=2, cache=False)
     assert all(
         region.kind == "compiled"
@@ -81,7 +81,7 @@ def test_compiled_prefill_is_the_eager_one(llama: ProgramSet, name: str) -> None
     assert rows.shape == (2, 154)
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), sparsify.Quest(budget=48, skip_layers=0)])
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), sparsify.Quest(budget=48, skip=())])
 def test_trust_on_calibration(llama: ProgramSet, recipe: Any) -> None:
     told = replace(recipe, calibration=TEXTS)
     decisions = run_pipeline(llama, [told]).decisions
@@ -93,7 +93,7 @@ def test_trust_on_calibration(llama: ProgramSet, recipe: Any) -> None:
         run_pipeline(llama, [replace(told, budget_error=1e-3)])
 
 
-@pytest.mark.parametrize("recipe", [RECIPES["flex_prefill"], sparsify.Quest(48, skip_layers=0)])
+@pytest.mark.parametrize("recipe", [RECIPES["flex_prefill"], sparsify.Quest(48, skip=())])
 def test_a_budget_needs_texts_of_which_something_is_left_out(
     llama: ProgramSet, recipe: Any
 ) -> None:
@@ -102,6 +102,15 @@ def test_a_budget_needs_texts_of_which_something_is_left_out(
     assert {d.density for d in decisions if d.error is not None} == {1.0}
     with pytest.raises(ValueError, match=r"have 16, 9 tokens, of which everything is read"):
         run_pipeline(llama, [replace(recipe, calibration=short, budget_error=0.1)])
+
+
+def test_sites_and_what_is_skipped(llama: ProgramSet) -> None:
+    for options, reason in (({"sites": "*.1.*"}, "is for"), ({"skip": ("*layers.0.*",)}, "skips")):
+        result = run_pipeline(llama, [replace(RECIPES["pooled_blocks"], **options)])
+        (call,) = calls(result.programs["prefill"], "select_blocks")
+        assert arguments(call)["layer"] == 1
+        told = [d.reason for d in result.decisions if d.site == "prefill.layers.0.attention"]
+        assert len(told) == 1 and reason in told[0]
 
 
 def test_a_selection_of_everything_costs_nothing(llama: ProgramSet) -> None:

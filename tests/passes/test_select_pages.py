@@ -20,7 +20,7 @@ from sparsify.program import Program, ProgramSet
 from tests.tiny_lm import MODELS, SIZES, own_tokens, paged_tokens, prompts
 
 TEXTS = Calibration([torch.arange(50) % 61, torch.arange(20) * 7 % 61])
-SMALL: dict[str, Any] = {"budget": 48, "skip_layers": 0}
+SMALL: dict[str, Any] = {"budget": 48, "skip": ()}
 RECIPES: dict[str, PageSelection] = {
     "quest": sparsify.Quest(**SMALL),
     "double_sparsity": sparsify.DoubleSparsity(**SMALL, calibration=TEXTS, channels=2),
@@ -113,19 +113,28 @@ def test_generation_with_a_recipe(llama: ProgramSet, name: str, tmp_path: Any) -
 
 def test_layers_that_are_skipped_and_layers_with_a_window() -> None:
     programs = run_pipeline(import_causal_lm(MODELS["gemma3"]()), PORTABLE).programs
-    result = run_pipeline(programs, [sparsify.Quest(budget=48, skip_layers=1)])
+    result = run_pipeline(programs, [sparsify.Quest(budget=48, skip="*layers.0.*")])
     assert len(calls(result.programs["decode"], "select_pages")) == 1
     reasons = [d.reason for d in result.decisions if d.site.startswith("decode")]
-    assert "read everything" in reasons[0] and "window of 5 tokens" in reasons[2]
-    again = run_pipeline(result.programs, [sparsify.StreamingWindow(budget=48, skip_layers=1)])
+    assert "skips *layers.0.*" in reasons[0] and "window of 5 tokens" in reasons[2]
+    again = run_pipeline(result.programs, [sparsify.StreamingWindow(budget=48, skip="*layers.0.*")])
     assert "another recipe" in [d.reason for d in again.decisions if d.site.startswith("decode")][1]
+
+
+def test_prefill_keeps_the_state_of_the_layers_that_select(llama: ProgramSet) -> None:
+    recipe = sparsify.Quest(budget=48, sites="decode.layers.1.*", skip=())
+    for off in (frozenset(), frozenset({"prefill.*"})):
+        programs = run_pipeline(llama, [recipe], PassContext(disabled_sites=off)).programs
+        for program, operator in (("decode", "select_pages"), ("prefill", "page_bounds")):
+            (call,) = calls(programs[program], operator)
+            assert arguments(call)["layer"] == 1
 
 
 def test_layers_that_share_a_selection_say_whose() -> None:
     sizes = {**SIZES, "num_hidden_layers": 5}
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     programs = run_pipeline(import_causal_lm(model), PORTABLE).programs
-    recipe = sparsify.TidalDecode(48, skip_layers=0, selecting=(1, 3))
+    recipe = sparsify.TidalDecode(48, skip=(), selecting=(1, 3))
     for switched_off, sources in (("", [None, None, 1, None, 3]), ("*.1.*", [None] * 4 + [3])):
         off = PassContext(disabled_sites=frozenset(filter(None, [switched_off])))
         result = run_pipeline(programs, [recipe], off)
@@ -144,7 +153,7 @@ def test_layers_that_share_a_selection_say_whose() -> None:
     "model, options, message",
     [
         ("llama", {"selecting": (0, 2)}, "layer 2 cannot select, the model's layers are 0 to 1"),
-        ("llama", {"selecting": (0,), "skip_layers": 1}, "layer 0 .* first 1 layers read"),
+        ("llama", {"selecting": (0,), "skip": "*layers.0.*"}, "layer 0 .* recipe skips"),
         ("llama", {"selecting": (0, 1)}, "layer 0 cannot select, no layer behind it"),
         ("gemma3", {"selecting": (0,)}, "layer 0 cannot select, it reads a window"),
         ("gemma3", {"selecting": (1,)}, "layer 1 cannot select, no layer behind it"),
@@ -193,7 +202,7 @@ def test_layers_that_are_switched_off_are_not_judged(llama: ProgramSet, name: st
         ({"budget": 32}, "leaves nothing to choose"),
         ({"sinks": 600}, "leaves nothing to choose"),
         ({"recent": 0}, "at least 1"),
-        ({"skip_layers": -1}, "at least 0"),
+        ({"sinks": -1}, "at least 0"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, int], message: str) -> None:

@@ -70,6 +70,7 @@ class StraightCode:
         state: what outlives a run, see `arrange`.
         constants: values of weights past those of the program: what TVM folded.
         calls: in order.
+        equal: sizes that must be the same for the code to be right, in pairs.
     """
 
     name: str
@@ -79,6 +80,7 @@ class StraightCode:
     state: list[View] = field(default_factory=list)
     constants: list[np.ndarray] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    equal: list[tuple[Extent, Extent]] = field(default_factory=list)
 
     def symbols(self) -> dict[str, tirx.Var]:
         """The sizes that inputs and state bring, by name."""
@@ -157,7 +159,10 @@ class _Walk:
             self.known[parameter] = view
         for block in self.function.body.blocks:
             for binding in block.bindings:
-                self.known[binding.var] = self._value(binding.var, binding.value)
+                if isinstance(binding, relax.MatchCast):
+                    self.known[binding.var] = self._cast(self._operand(binding.value), binding.ty)
+                else:
+                    self.known[binding.var] = self._value(binding.var, binding.value)
         self._return(self._operand(self.function.body.body))
         return self.code
 
@@ -173,7 +178,19 @@ class _Walk:
                 f"entry {self.code.name!r}: {operator} needs TVM's runtime, which exported C does "
                 "not have; rewrite the model without the operator that it comes from"
             )
-        return self._operand(value)
+        return tuple(value.values) if isinstance(value, relax.ShapeExpr) else self._operand(value)
+
+    def _cast(self, value: Any, type_: Any) -> Any:
+        """A tensor or shape with the sizes that the graph has of it, which a run checks."""
+        cast: Any
+        if isinstance(value, View):
+            cast = self._view(value.storage, type_)
+            pairs = zip(value.shape, cast.shape, strict=True)
+        else:
+            cast = tuple(type_.values)
+            pairs = zip(value, cast, strict=True)
+        self.code.equal.extend((a, b) for a, b in pairs if str(a) != str(b))
+        return cast
 
     def _call(self, variable: Any, call: Any) -> Any:
         kernel, given, *sizes = call.args

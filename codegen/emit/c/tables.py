@@ -44,6 +44,7 @@ class Tables:
     Attributes:
         bindings: ``(symbol, where an input brings it)``.
         computed: expressions of the sizes that are known at run time only.
+        equal: pairs of expressions that must be the same.
     """
 
     inputs: tuple[Spec, ...]
@@ -54,6 +55,7 @@ class Tables:
     calls: tuple[tuple[str | None, int, int], ...]
     bindings: tuple[tuple[str, str], ...]
     computed: tuple[str, ...]
+    equal: tuple[tuple[str, str], ...]
 
 
 class _Pool:
@@ -131,6 +133,7 @@ class Tabulator:
             calls,
             self._bindings(),
             tuple(self._computed),
+            tuple(dict.fromkeys((c_expression(a), c_expression(b)) for a, b in self.code.equal)),
         )
 
     def _specs(self, names: Sequence[str], views: Sequence[View], smallest: Bounds) -> Any:

@@ -46,7 +46,7 @@ class OnnxSummary:
     Attributes:
         nbytes: of the file, or of both.
         nodes: number of nodes by operator, ours with their domain.
-        weights: what each distinct weight of a linear was stored as, by site.
+        weights: what each distinct weight of a linear or of experts was stored as, by site.
     """
 
     nbytes: int
@@ -138,7 +138,7 @@ def build(
     model.ir_version = _IR_VERSION
     model.producer_name, model.producer_version = "sparsify", version("sparsify-compiler")
     model.graph.name = program.name
-    return model, {sites[node]: weight for node, weight in stored.items()}
+    return model, {name: weight for found in stored.values() for name, weight in found.items()}
 
 
 def _require_onnx() -> None:

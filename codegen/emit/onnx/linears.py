@@ -1,8 +1,11 @@
-"""Gives every linear of an ONNX graph its weight in the smallest form."""
+"""Gives every linear of an ONNX graph, and the experts of mixtures, their weights in the smallest
+form."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import torch
 
 from sparsify.codegen.emit.onnx.weights import StoredWeight, smallest
 from sparsify.layouts import parse
@@ -17,30 +20,53 @@ if TYPE_CHECKING:
 
 _FAMILIES = frozenset(name for name, made in OPERATORS.items() if made.overload in LINEARS)
 
+_EXPERTS = slice(3, 5)
+"""The inputs of experts that are weights, as translated: up's and down's."""
 
-def store_weights(model: ir.Model, *, dense: bool = False) -> dict[ir.Node, StoredWeight]:
-    """Replaces the weights of all linears; nodes that share a weight share its tensors.
+
+def store_weights(
+    model: ir.Model, *, dense: bool = False
+) -> dict[ir.Node, dict[str, StoredWeight]]:
+    """Replaces the weights of all linears and experts; nodes that share weights share tensors.
 
     Args:
-        model: as translated, its linears with csr weights as PyTorch holds them, or dense ones.
+        model: as translated, its linears with csr weights as PyTorch holds them, or dense ones; its
+            experts with dense ones.
         dense: store the matrices, in float32.
 
     Returns:
-        What each linear holds now.
+        What each of these nodes holds now, by the names of the weights' sites.
     """
-    known: dict[tuple[ir.Value, ...], tuple[StoredWeight, list[ir.Value]]] = {}
+    known: dict[tuple[ir.Value, ...], tuple[list[StoredWeight], list[ir.Value]]] = {}
     stored = {}
     for node in list(model.graph):
         operator = ONNX_OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
-        if operator is None or operator.family not in _FAMILIES:
+        if operator is None or operator.family not in (*_FAMILIES, "experts"):
             continue
-        values = tuple(node.inputs[1 : 1 + len(WEIGHTS[_storage(node)])])
+        if operator.family == "experts":
+            place, each = _EXPERTS, 1
+        else:
+            each = len(WEIGHTS[_storage(node)])
+            place = slice(1, 1 + each)
+        values = tuple(node.inputs[place])
+        parts = [values[i : i + each] for i in range(0, len(values), each)]
         if values not in known:
-            weight = _stored(node, values, dense)
-            known[values] = (weight, _initializers(model, weight, values))
-        weight, tensors = known[values]
-        stored[_with_weight(node, weight, tensors)] = weight
+            weights = _all_stored(node, parts, dense)
+            tensors = [
+                tensor
+                for weight, part in zip(weights, parts, strict=True)
+                for tensor in _initializers(model, weight, part)
+            ]
+            known[values] = (weights, tensors)
+        weights, tensors = known[values]
+        names = [_site(part) for part in parts]
+        new = _with_weights(node, place, weights[0].storage, tensors)
+        stored[new] = dict(zip(names, weights, strict=True))
     return stored
+
+
+def _site(part: tuple[ir.Value, ...]) -> str:
+    return str(part[0].name).partition(":")[0].removesuffix(".weight")
 
 
 def _storage(node: ir.Node) -> Storage:
@@ -48,17 +74,30 @@ def _storage(node: ir.Node) -> Storage:
     return storage
 
 
-def _stored(node: ir.Node, values: tuple[ir.Value, ...], dense: bool) -> StoredWeight:
-    layout = parse(_storage(node))
-    tensors = [value.const_value.raw.detach() for value in values]
-    packed = dict(zip(layout.tensors, tensors, strict=True))
-    shape = (node.attributes["out_features"].as_int(), node.attributes["in_features"].as_int())
-    matrix = layout.unpack(packed, shape)
-    weight = smallest(matrix)
-    if dense or (weight.storage == "dense" and len(values[0].uses()) > 1):
+def _all_stored(
+    node: ir.Node, parts: list[tuple[ir.Value, ...]], dense: bool
+) -> list[StoredWeight]:
+    """The weights in one form."""
+    matrices = [_matrix(node, part) for part in parts]
+    weights = smallest(*matrices)
+    shared = any(len(part[0].uses()) > 1 for part in parts)
+    if dense or (weights[0].storage == "dense" and shared):
         # Whoever else reads the matrix, an embedding say, reads float32.
-        return StoredWeight("dense", {"weight": matrix}, weight.nnz, shape)
-    return weight
+        return [
+            StoredWeight("dense", {"weight": matrix}, weight.nnz, weight.shape)
+            for matrix, weight in zip(matrices, weights, strict=True)
+        ]
+    return list(weights)
+
+
+def _matrix(node: ir.Node, values: tuple[ir.Value, ...]) -> torch.Tensor:
+    layout = parse(_storage(node))
+    tensors: list[torch.Tensor] = [value.const_value.raw.detach() for value in values]
+    if ONNX_OPERATORS[node.op_type].family == "experts":
+        (stacked,) = tensors
+        return stacked.reshape(-1, stacked.shape[-1])
+    shape = (node.attributes["out_features"].as_int(), node.attributes["in_features"].as_int())
+    return layout.unpack(dict(zip(layout.tensors, tensors, strict=True)), shape)
 
 
 def _initializers(
@@ -82,17 +121,18 @@ def _initializers(
     return made
 
 
-def _with_weight(node: ir.Node, weight: StoredWeight, tensors: list[ir.Value]) -> ir.Node:
+def _with_weights(
+    node: ir.Node, place: slice, storage: Storage, tensors: list[ir.Value]
+) -> ir.Node:
+    """The node with other weights at a place among its inputs."""
     from onnxscript import ir
 
-    before = _storage(node)
-    rest = node.inputs[1 + len(WEIGHTS[before]) :]
-    kind = ONNX_OPERATORS[node.op_type.replace(camel(before), camel(weight.storage), 1)]
+    kind = ONNX_OPERATORS[node.op_type.replace(camel(_storage(node)), camel(storage), 1)]
     new = ir.Node(
         node.domain,
         kind.name,
-        [node.inputs[0], *tensors, *rest],
-        {**node.attributes, "storage": ir.AttrString("storage", weight.storage)},
+        [*node.inputs[: place.start], *tensors, *node.inputs[place.stop :]],
+        {**node.attributes, "storage": ir.AttrString("storage", storage)},
         name=node.name,
     )
     new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sparsify.codegen.emit.onnx.names import SITE
@@ -17,27 +17,33 @@ _KEY = f"{DOMAIN}.{{}}"
 
 
 def describe(
-    sites: Mapping[ir.Node, str], stored: Mapping[ir.Node, StoredWeight], report: Report
+    sites: Mapping[ir.Node, str],
+    stored: Mapping[ir.Node, Mapping[str, StoredWeight]],
+    report: Report,
 ) -> None:
     """Sets ``metadata_props`` of our nodes: site, storage of the weight, the last decision."""
     decisions = {decision.site: decision for decision in (*report, *report.final())}
     for node, site in sites.items():
         facts: dict[str, str] = {}
         if node in stored:
-            facts |= _storage(stored[node])
+            facts |= _storage(list(stored[node].values()))
         if site in decisions:
             facts |= _decision(decisions[site], report.target)
         node.metadata_props[SITE] = site
         node.metadata_props.update({_KEY.format(key): text for key, text in facts.items() if text})
 
 
-def _storage(weight: StoredWeight) -> dict[str, str]:
+def _storage(weights: Sequence[StoredWeight]) -> dict[str, str]:
+    """Of all weights of a node, which are in one form."""
+    nnz = sum(weight.nnz for weight in weights)
+    dense = sum(weight.dense_nbytes for weight in weights)
+    types = " and ".join(dict.fromkeys(weight.value_type for weight in weights))
     return {
-        "storage": f"{weight.storage} of {weight.value_type}",
-        "nnz": str(weight.nnz),
-        "density": f"{weight.density:.4f}",
-        "bytes": str(weight.nbytes),
-        "dense_bytes": str(weight.dense_nbytes),
+        "storage": f"{weights[0].storage} of {types}",
+        "nnz": str(nnz),
+        "density": f"{4 * nnz / max(1, dense):.4f}",
+        "bytes": str(sum(weight.nbytes for weight in weights)),
+        "dense_bytes": str(dense),
     }
 
 

@@ -52,22 +52,32 @@ class StoredWeight:
         }
 
 
-def smallest(weight: torch.Tensor) -> StoredWeight:
-    """The form of a float32 matrix with the fewest bytes; of equal ones, the plainest.
+def smallest(*weights: torch.Tensor) -> tuple[StoredWeight, ...]:
+    """The form of float32 matrices, the same for all, with the fewest bytes; of equal ones, the
+    plainest.
 
     Values are bfloat16 where that is all there is of them. Zeros of either sign are dropped by
     csr and bitmap.
     """
+    sizes = [_sizes(weight) for weight in weights]
+    common = [form for form in sizes[0] if all(form in own for own in sizes)]
+    storage = min(common, key=lambda form: sum(own[form] for own in sizes))
+    return tuple(_stored(weight, storage) for weight in weights)
+
+
+def _sizes(weight: torch.Tensor) -> dict[Storage, int]:
+    """Bytes of each form that there is."""
     rows, columns = weight.shape
-    nonzero = weight != 0
-    nnz = int(nonzero.sum())
-    value_type = torch.bfloat16 if exact_in_bfloat16(weight) else torch.float32
-    column_type = _column_type(columns)
+    nnz, value_type = int(weight.count_nonzero()), _value_type(weight)
     sizes: dict[Storage, int] = {"dense": rows * columns * value_type.itemsize}
     if nnz <= _LARGEST:  # ranks and row offsets are int32
         sizes["bitmap"] = rows * -(-columns // 8) + nnz * value_type.itemsize
-        sizes["csr"] = nnz * (value_type.itemsize + column_type.itemsize) + 4 * (rows + 1)
-    storage = min(sizes, key=lambda form: sizes[form])
+        sizes["csr"] = nnz * (value_type.itemsize + _column_type(columns).itemsize) + 4 * (rows + 1)
+    return sizes
+
+
+def _stored(weight: torch.Tensor, storage: Storage) -> StoredWeight:
+    nonzero, value_type = weight != 0, _value_type(weight)
     if storage == "dense":
         tensors = {"weight": weight.to(value_type)}
     elif storage == "bitmap":
@@ -75,10 +85,14 @@ def smallest(weight: torch.Tensor) -> StoredWeight:
     else:
         tensors = {
             "values": weight[nonzero].to(value_type),
-            "columns": nonzero.nonzero()[:, 1].to(column_type),
+            "columns": nonzero.nonzero()[:, 1].to(_column_type(weight.shape[1])),
             "row_offsets": _row_offsets(nonzero),
         }
-    return StoredWeight(storage, tensors, nnz, (rows, columns))
+    return StoredWeight(storage, tensors, int(nonzero.sum()), (weight.shape[0], weight.shape[1]))
+
+
+def _value_type(weight: torch.Tensor) -> torch.dtype:
+    return torch.bfloat16 if exact_in_bfloat16(weight) else torch.float32
 
 
 def _column_type(columns: int) -> torch.dtype:

@@ -36,7 +36,7 @@ from sparsify.codegen.kernels.cpu.simd import (
 )
 from sparsify.layouts import DenseColumns
 
-_TOGETHER = 8
+TOGETHER = 8
 """Columns that share a load and a store of sums."""
 
 _SUMS = 8192
@@ -104,8 +104,8 @@ class ColumnTiles:
 
     def list_active(self, tokens: Expr, known: bool) -> None:
         """Finds the inputs that are not zero."""
-        self.active = ActiveSet(self.isa, self.x, tokens, self.in_features, known, _TOGETHER)
-        self.active.wrap(_TOGETHER)
+        self.active = ActiveSet(self.isa, self.x, tokens, self.in_features, known, TOGETHER)
+        self.active.wrap(TOGETHER)
 
     def part(
         self,
@@ -130,15 +130,15 @@ class ColumnTiles:
         for t in range(count):
             self._clear(t * pitch, most)
         x_at = [bind((token + t) * self.in_features) for t in range(count)]
-        whole = bind(T.floordiv(self.active.count, _TOGETHER))
+        whole = bind(T.floordiv(self.active.count, TOGETHER))
         with T.serial(whole) as group:
-            first = bind(group * _TOGETHER)
+            first = bind(group * TOGETHER)
             # What is behind the last of the list are the first ones.
-            after = first + _TOGETHER < self.active.count
+            after = first + TOGETHER < self.active.count
             ahead = bind(T.if_then_else(after, begin, following))
-            self._columns(begin, ahead, first, _TOGETHER, outputs, x_at, pitch)
-        with T.serial(self.active.count - whole * _TOGETHER) as rest:
-            self._columns(begin, None, bind(whole * _TOGETHER + rest), 1, outputs, x_at, pitch)
+            self._columns(begin, ahead, first, TOGETHER, outputs, x_at, pitch)
+        with T.serial(self.active.count - whole * TOGETHER) as rest:
+            self._columns(begin, None, bind(whole * TOGETHER + rest), 1, outputs, x_at, pitch)
         row, room = place
         left = bind(T.min(outputs, room))
         for t in range(count):

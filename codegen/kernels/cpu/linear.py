@@ -46,6 +46,11 @@ def full_rate(isa: Isa) -> bool:
     return isa.vector == 16 and isa.fma_per_cycle >= 2
 
 
+def half_rate(isa: Isa) -> bool:
+    """AVX-512 on units of 256 bits."""
+    return isa.vector == 16 and isa.fma_per_cycle < 2
+
+
 @dataclass(frozen=True)
 class SellTuning:
     """What was measured of the SELL kernel on one kind of CPU.

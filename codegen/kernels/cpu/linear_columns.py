@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.column_rows import ColumnsLinear
+from sparsify.codegen.kernels.cpu.column_rows import TOGETHER, ColumnsLinear
+from sparsify.codegen.kernels.cpu.column_tiles import ColumnTilesLinear
 from sparsify.codegen.kernels.cpu.dense_in_place import ROWS, InPlaceLinear
 from sparsify.codegen.kernels.cpu.linear import (
     DENSE_FULL_RATE,
@@ -23,9 +24,19 @@ from sparsify.codegen.kernels.cpu.linear_rows import (
     token_widths,
     vector_cycles,
 )
+from sparsify.codegen.kernels.cpu.rows import row_share
 from sparsify.codegen.registry import LinearSite, register_linear
 from sparsify.contracts import Side
 from sparsify.layouts import Dense, DenseColumns, Form
+
+_NARROW = 3
+"""Vectors of a panel whose sums for eight tokens are a register file of 32."""
+
+_EIGHT = 8
+"""Tokens of a tile of narrow panels."""
+
+_NARROW_CYCLES = 6.5
+"""Cycles of a vector of a narrow panel at least: few tokens use them up faster than they come."""
 
 _PANEL = 1024
 """Outputs of the narrowest panel, about: a column's part is then a page of memory, which processors
@@ -46,18 +57,30 @@ class ColumnsKernels:
     side: ClassVar[Side] = "inputs"
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[DenseColumns, ...]:
-        return self.skipping_candidates(isa, shape)
+        narrow = (DenseColumns(_NARROW * isa.vector),) if isa.name == "avx512" else ()
+        return (*narrow, *self.skipping_candidates(isa, shape))
 
-    def kernel(self, isa: Isa, site: LinearSite, layout: DenseColumns) -> ColumnsLinear:
+    def kernel(
+        self, isa: Isa, site: LinearSite, layout: DenseColumns
+    ) -> ColumnsLinear | ColumnTilesLinear:
+        if not _is_narrow(isa, layout):
+            return self.skipping_kernel(isa, site, layout)
         shape = site.out_features, site.in_features
-        return ColumnsLinear(isa, *shape, layout, epilogue_of(site), columns_widest(isa))
+        return ColumnTilesLinear(isa, *shape, layout, epilogue_of(site), _EIGHT)
 
     def cycles(
         self, isa: Isa, layout: DenseColumns, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
-        return self.skipping_cycles(isa, layout, shape, tokens, 1.0)
+        if not _is_narrow(isa, layout):
+            return self.skipping_cycles(isa, layout, shape, tokens, 1.0)
+        vectors = layout.panel_count(shape[0]) * layout.rows * shape[1] / 16
+        tiles = [_EIGHT] * (tokens // _EIGHT) + [tokens % _EIGHT] * (tokens % _EIGHT > 0)
+        token = 0.51 * vector_cycles(isa)
+        return vectors * sum(max(_NARROW_CYCLES, token * count) for count in tiles)
 
     def tasks(self, isa: Isa, layout: DenseColumns, shape: tuple[int, int], tokens: int) -> int:
+        if _is_narrow(isa, layout):
+            return row_share(shape[0], layout.rows)[0]
         return layout.panel_count(shape[0])
 
     def skipping_candidates(self, isa: Isa, shape: tuple[int, int]) -> tuple[DenseColumns, ...]:
@@ -70,19 +93,28 @@ class ColumnsKernels:
         )
 
     def skipping_kernel(self, isa: Isa, site: LinearSite, layout: DenseColumns) -> ColumnsLinear:
-        return self.kernel(isa, site, layout)
+        shape = site.out_features, site.in_features
+        return ColumnsLinear(isa, *shape, layout, epilogue_of(site), columns_widest(isa))
 
     def skipping_cycles(
         self, isa: Isa, layout: DenseColumns, shape: tuple[int, int], tokens: int, share: float
     ) -> float:
-        token = 0.62 * vector_cycles(isa)
+        token = {
+            count: (0.62 if count * TOGETHER <= isa.registers else 0.78) * vector_cycles(isa)
+            for count in (1, 2, 4, 8)
+        }
         weight = 1.0 if layout.value_bits == 32 else 1.3
         tiles = token_widths(tokens, columns_widest(isa))
         outputs = layout.panel_count(shape[0]) * layout.rows
         vectors = share * outputs * shape[1] / 16
         pieces = share * shape[1] * layout.panel_count(shape[0]) * len(tiles)
-        sums = vectors * sum(weight + token * count for count in tiles)
+        sums = vectors * sum(weight + token[count] * count for count in tiles)
         return sums + pieces * _PIECE_CYCLES + list_cycles(isa, shape[1], tokens)
+
+
+def _is_narrow(isa: Isa, layout: DenseColumns) -> bool:
+    """Whether the sums of a panel stay in registers."""
+    return layout.rows == _NARROW * isa.vector and layout.value_bits == 32
 
 
 _PIECE_CYCLES = 8.0

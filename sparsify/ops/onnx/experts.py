@@ -1,8 +1,9 @@
-"""``experts`` in ONNX: ``Experts[Gated][activation][Bias]``.
+"""``experts`` in ONNX: ``Experts{Csr,Bitmap,Dense}[Gated][activation][Bias]``.
 
-The body is a loop over the experts: each gathers its tokens, multiplies, and adds what it made to
-the result; an expert without tokens multiplies nothing. A slot whose expert is none of them is not
-used: the body cannot raise, as the reference and the kernels do.
+The matrices of all experts are stored below each other as one, in a form of ``Linear...``, the same
+for both projections. The body is a loop over the experts: each gathers its tokens, multiplies, and
+adds what it made to the result; an expert without tokens multiplies nothing. A slot whose expert is
+none of them is not used: the body cannot raise, as the reference and the kernels do.
 """
 
 from __future__ import annotations
@@ -11,10 +12,19 @@ from itertools import product
 
 from sparsify.ops.linear import ACTIVATIONS
 from sparsify.ops.onnx.activations import activate, suffix
-from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, extent, integer, lines
+from sparsify.ops.onnx.linear import WEIGHTS, Storage, named_matrix, named_ports
+from sparsify.ops.onnx.schema import (
+    FLOAT,
+    OnnxOperator,
+    Port,
+    camel,
+    extent,
+    integer,
+    lines,
+)
 
 
-def experts(gated: bool, activation: str, bias: bool) -> OnnxOperator:
+def experts(storage: Storage, gated: bool, activation: str, bias: bool) -> OnnxOperator:
     """The operator of this kind."""
     rows = "2 * hidden" if gated else "hidden"
     biases = (
@@ -23,7 +33,7 @@ def experts(gated: bool, activation: str, bias: bool) -> OnnxOperator:
     )
     inner = f"{activation}(gate(x)) * up(x)" if gated else f"{activation}(up(x))"
     return OnnxOperator(
-        f"Experts{'Gated' * gated}{suffix(activation)}{'Bias' * bias}",
+        f"Experts{camel(storage)}{'Gated' * gated}{suffix(activation)}{'Bias' * bias}",
         "experts",
         f"y = sum over a token's slots of weight * down({inner}) of the slot's expert"
         + ("; the gate's rows are the first half of up's." if gated else "."),
@@ -31,8 +41,8 @@ def experts(gated: bool, activation: str, bias: bool) -> OnnxOperator:
             Port("x", FLOAT, "[..., in_features]"),
             Port("experts", ("int32",), "[tokens, slots], -1: the slot is not used"),
             Port("weights", FLOAT, "[tokens, slots]"),
-            Port("up", FLOAT, f"[count * {rows}, in_features]", constant=True),
-            Port("down", FLOAT, "[count * out_features, hidden]", constant=True),
+            *named_ports(storage, "up", f"count * {rows}", "in_features"),
+            *named_ports(storage, "down", "count * out_features", "hidden"),
             *(biases if bias else ()),
         ),
         (Port("y", FLOAT, "[..., out_features]"),),
@@ -41,13 +51,14 @@ def experts(gated: bool, activation: str, bias: bool) -> OnnxOperator:
             "out_features": "int",
             "hidden": "int",
             "in_features": "int",
+            "storage": "string",
             "activation": "string",
         },
-        _body(gated, activation, bias),
+        _body(storage, gated, activation, bias),
     )
 
 
-def _body(gated: bool, activation: str, bias: bool) -> str:
+def _body(storage: Storage, gated: bool, activation: str, bias: bool) -> str:
     start = "gate" if gated else "projected"
     result = start if activation == "none" else "open"
     steps = (
@@ -99,11 +110,20 @@ def _body(gated: bool, activation: str, bias: bool) -> str:
         "row_shape = Concat <axis: int = 0> (last, in_extent)",
         "every_row = Reshape(x, row_shape)",
         "token_count = Shape <start: int = 0, end: int = 1> (every_row)",
+        *extent("hidden_extent", "hidden"),
+        *extent("up_in_extent", "in_features"),
+        *extent("down_in_extent", "hidden"),
+        integer("parts", 2 if gated else 1),
+        "expert_rows = Mul(parts, hidden_extent)",
+        "up_out_extent = Mul(experts_extent, expert_rows)",
+        "down_out_extent = Mul(experts_extent, out_extent)",
+        *named_matrix(storage, "up"),
+        *named_matrix(storage, "down"),
         "up_shape = Concat <axis: int = 0> (experts_extent, last, in_extent)",
-        "up_matrices = Reshape(up, up_shape)",
+        "up_matrices = Reshape(up_matrix, up_shape)",
         "ups = Transpose <perm: ints = [0, 2, 1]> (up_matrices)",
         "down_shape = Concat <axis: int = 0> (experts_extent, out_extent, last)",
-        "down_matrices = Reshape(down, down_shape)",
+        "down_matrices = Reshape(down_matrix, down_shape)",
         "downs = Transpose <perm: ints = [0, 2, 1]> (down_matrices)",
         "total_shape = Concat <axis: int = 0> (token_count, out_extent)",
         "empty = ConstantOfShape <value: tensor = float[1] {0.0}> (total_shape)",
@@ -120,6 +140,8 @@ def _body(gated: bool, activation: str, bias: bool) -> str:
 
 
 KINDS = tuple(
-    experts(gated, activation, bias)
-    for gated, activation, bias in product((False, True), ACTIVATIONS, (False, True))
+    experts(storage, gated, activation, bias)
+    for storage, gated, activation, bias in product(
+        WEIGHTS, (False, True), ACTIVATIONS, (False, True)
+    )
 )

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from itertools import product
 from typing import Literal
 
@@ -53,10 +55,7 @@ WEIGHTS: dict[Storage, tuple[Port, ...]] = {
 
 _PARTS = (
     integer("none", 0),
-    integer("one", 1),
     integer("last", -1),
-    *extent("out_extent", "out_features"),
-    *extent("in_extent", "in_features"),
     "extents = Concat <axis: int = 0> (out_extent, in_extent)",
     "first_axis = Constant <value_int: int = 0> ()",
     "zero = Constant <value: tensor = float[1] {0.0}> ()",
@@ -110,7 +109,35 @@ _MATRIX: dict[Storage, tuple[str, ...]] = {
 
 def transposed(storage: Storage) -> tuple[str, ...]:
     """Statements that make the matrix ``[in_features, out_features]``, as ``transposed``."""
-    return *_MATRIX[storage], "transposed = Transpose <perm: ints = [1, 0]> (matrix)"
+    return (
+        integer("one", 1),
+        *extent("out_extent", "out_features"),
+        *extent("in_extent", "in_features"),
+        *_MATRIX[storage],
+        "transposed = Transpose <perm: ints = [1, 0]> (matrix)",
+    )
+
+
+def named_matrix(storage: Storage, name: str) -> tuple[str, ...]:
+    """Statements that make ``{name}_matrix`` of the ports ``{name}_values`` and so on, in a body
+    that has several; ``one``, ``{name}_out_extent`` and ``{name}_in_extent`` are there already."""
+    statements = _MATRIX[storage]
+    made = [statement.partition(" = ")[0] for statement in statements]
+    ports = [port.name for port in WEIGHTS[storage]]
+    own = "|".join((*made, *ports, "out_extent", "in_extent"))
+    return tuple(re.sub(rf"\b({own})\b(?!:)", rf"{name}_\1", line) for line in statements)
+
+
+def named_ports(storage: Storage, name: str, rows: str, columns: str) -> tuple[Port, ...]:
+    """The ports of a matrix ``[rows, columns]`` that `named_matrix` makes."""
+
+    def shape(port: Port) -> str:
+        nonzeros = port.shape.replace("nnz", f"{name}_nnz")
+        return nonzeros.replace("out_features", rows).replace("in_features", columns)
+
+    return tuple(
+        replace(port, name=f"{name}_{port.name}", shape=shape(port)) for port in WEIGHTS[storage]
+    )
 
 
 def sums(bias: bool) -> list[Step]:

@@ -364,11 +364,17 @@ def test_the_smallest_form_is_chosen(
     density: float, columns: int, storage: str, bytes_a_weight: float
 ) -> None:
     weight = fraction(density)(200, columns)
-    stored = smallest(weight)
+    (stored,) = smallest(weight)
     assert stored.storage == storage and stored.nnz == int(torch.count_nonzero(weight))
     assert stored.nbytes == pytest.approx(bytes_a_weight * weight.numel(), rel=0.15)
-    assert smallest(weight.bfloat16().float()).nbytes < stored.nbytes
+    assert smallest(weight.bfloat16().float())[0].nbytes < stored.nbytes
+
+
+def test_several_matrices_share_the_form_that_is_smallest_in_all() -> None:
+    few, many = fraction(0.02)(40, 300), fraction(0.3)(400, 300)
+    assert [w.storage for w in smallest(few, many)] == ["bitmap", "bitmap"]
+    assert [w.nnz for w in smallest(few, many)] == [int((w != 0).sum()) for w in (few, many)]
 
 
 def test_a_matrix_of_zeros_is_stored() -> None:
-    assert smallest(torch.zeros(3, 5)).nnz == 0
+    assert smallest(torch.zeros(3, 5))[0].nnz == 0

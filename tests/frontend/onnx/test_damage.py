@@ -122,6 +122,14 @@ def changed(change: str) -> bytes:
         graph.node[1].input[0] = "nothing"
     elif change == "a cycle":
         graph.node[0].input[0] = "r"
+    elif change in ("a function that calls itself", "a function of too many inputs"):
+        inner = ["Relu", "relu"][change.endswith("itself")]
+        call = helper.make_node(inner, ["a"], ["c"], domain="own" if inner == "relu" else "")
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        model.functions.append(helper.make_function("own", "relu", ["a"], ["c"], [call], imports))
+        model.opset_import.append(imports[1])
+        inputs = ["h"] if inner == "relu" else ["h", "w"]
+        graph.node[1].CopyFrom(helper.make_node("relu", inputs, ["r"], domain="own"))
     elif change == "a missing file of weights":
         weight.ClearField("raw_data")
         weight.data_location = TensorProto.EXTERNAL
@@ -144,6 +152,8 @@ WRONG = [
     "a loop without end",
     "an input that nobody computes",
     "a cycle",
+    "a function that calls itself",
+    "a function of too many inputs",
     "a missing file of weights",
     "weights outside the folder",
     "too few weights",

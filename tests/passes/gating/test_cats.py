@@ -74,15 +74,15 @@ def test_a_sparse_weight_stays_sparse(block, portable, calibration, apply):
 def test_a_place_with_too_large_an_error_stays_dense(block, portable, calibration, apply):
     errors = [d.error for d in apply(portable(block), sparsify.Cats(0.5, calibration)).decisions]
     limit = sum(errors) / 2
-    recipe = sparsify.Cats(0.5, calibration, max_error=limit)
+    recipe = sparsify.Cats(0.5, calibration, budget_error=limit)
     result = apply(portable(block), recipe)
     kept = [error <= limit for error in errors]
     assert [d.verdict == "rewritten" for d in result.decisions] == kept and sum(kept) == 1
     skipped = next(d for d in result.decisions if d.verdict == "skipped")
-    assert "max_error" in skipped.reason and skipped.error in errors
+    assert "budget_error" in skipped.reason and skipped.error in errors
     gates = [n for n in result.programs["forward"].graph.nodes if n.target == ops.gate.overload]
     assert len(gates) == 1
-    with pytest.raises(ValueError, match=r"strict=True.*max_error"):
+    with pytest.raises(ValueError, match=r"strict=True.*budget_error"):
         recipe.run(portable(block), PassContext(strict=True))
 
 
@@ -90,11 +90,11 @@ def test_a_place_can_have_as_much_as_its_error_allows(block, portable, calibrati
     plain = apply(portable(block), sparsify.Cats(0.9, calibration)).decisions
     limit = 0.1
     assert all(d.error > limit for d in plain)
-    fitted = apply(portable(block), sparsify.Cats(0.9, calibration, max_error=limit, fit=True))
+    fitted = apply(portable(block), sparsify.Cats(0.9, calibration, budget_error=limit, fit=True))
     for decision, before in zip(fitted.decisions, plain, strict=True):
         assert decision.verdict == "rewritten"
         assert 0.7 * limit < decision.error <= limit and decision.density > before.density
-    loose = sparsify.Cats(0.9, calibration, max_error=0.999, fit=True)
+    loose = sparsify.Cats(0.9, calibration, budget_error=0.999, fit=True)
     assert [d.error for d in apply(portable(block), loose).decisions] == [d.error for d in plain]
 
 
@@ -112,8 +112,8 @@ def test_sites_can_be_chosen(block, portable, calibration, apply):
         ({"sparsity": 50}, ValueError, "between 0 and 1"),
         ({"sparsity": "half"}, TypeError, "a number"),
         ({"calibration": [torch.randn(2, 24)]}, TypeError, "sparsify.Calibration"),
-        ({"max_error": 0}, ValueError, "above 0"),
-        ({"fit": True}, ValueError, "needs a max_error"),
+        ({"budget_error": 0}, ValueError, "above 0"),
+        ({"fit": True}, ValueError, "needs a budget_error"),
         ({"entries": ("decode",)}, ValueError, "no program 'decode'"),
     ],
 )

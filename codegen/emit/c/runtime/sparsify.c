@@ -123,7 +123,9 @@ static int check(const sparsify_entry *entry, const sparsify_tensor *inputs,
       if (inputs[i].shape[d] < spec->least[d] || inputs[i].shape[d] > spec->most[d])
         return fail(SPARSIFY_WRONG_SHAPE, "input", spec->name, " has a size out of its range");
   }
-  entry->compute(inputs, computed);
+  if (!entry->compute(inputs, computed))
+    return fail(SPARSIFY_WRONG_SHAPE, "the inputs", NULL,
+                " have sizes that do not go through the model");
   for (int i = 0; i < entry->input_count; ++i) {
     const sparsify_spec *spec = &entry->inputs[i];
     const int32_t *sizes = entry->sizes + entry->values[i].shape;

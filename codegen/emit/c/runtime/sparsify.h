@@ -102,7 +102,8 @@ typedef struct sparsify_entry {
   const int32_t *sizes;         /* a size, or -1 - its place among those computed at run time */
   const uint16_t *operands;
   const sparsify_call *calls;
-  void (*compute)(const sparsify_tensor *inputs, int64_t *computed); /* those sizes */
+  /* Fills in those sizes; 0 when sizes differ that the model needs to be the same. */
+  int (*compute)(const sparsify_tensor *inputs, int64_t *computed);
   size_t workspace_bytes, scratch_bytes, state_bytes;
 } sparsify_entry;
 #define SPARSIFY_MAX_COMPUTED 64

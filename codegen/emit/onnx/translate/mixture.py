@@ -34,11 +34,12 @@ def experts(
 ) -> Any:
     assert up_layout == down_layout == "dense"
     return emit(
-        mixtures.experts(gated, activation, bool(bias)),
+        mixtures.experts("dense", gated, activation, bool(bias)),
         [x, experts, weights, *up, *down, *bias],
         count=count,
         out_features=out_features,
         hidden=hidden,
         in_features=in_features,
+        storage="dense",
         activation=activation,
     )
