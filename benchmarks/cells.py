@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.bench import MATMUL_PEERS, Machine
+from sparsify.bench.harness import Ratio
 
 Cell = dict[str, Any]
 
@@ -91,6 +92,36 @@ def publish(
     for item in summary(cells):
         console.print(item)
     return verdict(sum(not cell["max_rel_error"] <= TOLERANCE for cell in cells), TOLERANCE)
+
+
+def print_lines(
+    title: str,
+    given: argparse.Namespace,
+    cells: Iterable[Cell],
+    line: Callable[[Cell], str],
+    tolerance: float = TOLERANCE,
+) -> int:
+    """Prints cells one a line as they are measured; with ``--json`` their records.
+
+    Returns:
+        The exit code: 1 when an error exceeds what we promise.
+    """
+    machine = Machine.here()
+    if not given.json:
+        print(f"{title}, {machine.line(max(given.threads))}", flush=True)
+    wrong = 0
+    for cell in cells:
+        wrong += not cell["max_rel_error"] <= tolerance
+        record = {**cell, "machine": machine.to_dict()}
+        print(json.dumps(record, sort_keys=True) if given.json else line(cell), flush=True)
+    return verdict(wrong, tolerance)
+
+
+def times_and_ratios(cell: Cell) -> str:
+    """Milliseconds of all candidates, and our time over each other's."""
+    times = "  ".join(f"{name} {ms:.2f}" for name, ms in cell["ms"].items())
+    ratios = "  ".join(f"/{name} {Ratio(**found)}" for name, found in cell["ratio"].items())
+    return f"ms: {times}   {ratios}"
 
 
 def verdict(wrong: int, tolerance: float) -> int:

@@ -12,7 +12,6 @@ largest of our outputs' against float64 eager PyTorch, over the output's largest
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -20,9 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import verdict
+from benchmarks.cells import print_lines, times_and_ratios
 from sparsify.bench import (
-    Machine,
     OnnxModel,
     compiled_peer,
     fastest,
@@ -105,14 +103,11 @@ def measure(
     }
 
 
-def print_cell(cell: dict[str, Any]) -> None:
-    times = "  ".join(f"{name} {ms:8.2f}" for name, ms in cell["ms"].items())
-    ratios = "  ".join(f"/{name} {Ratio(**found)}" for name, found in cell["ratio"].items())
-    print(
+def line(cell: dict[str, Any]) -> str:
+    return (
         f"{cell['sparsity']:3d}%  batch {cell['batch']}  seq {cell['seq']:3d}  "
-        f"threads {cell['threads']}   ms: {times}   {ratios}  "
-        f"/fastest {Ratio(**cell['ratio_to_fastest'])}   error {cell['max_rel_error']:.1e}",
-        flush=True,
+        f"threads {cell['threads']}   {times_and_ratios(cell)}  "
+        f"/fastest {Ratio(**cell['ratio_to_fastest'])}   error {cell['max_rel_error']:.1e}"
     )
 
 
@@ -133,17 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 when an error exceeds what we promise."""
     given = parse(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    machine = Machine.here()
-    if not given.json:
-        print(f"MiniLM-L6, fp32, {machine.line(max(given.threads))}", flush=True)
-    wrong = 0
-    for cell in cells(given):
-        wrong += not cell["max_rel_error"] <= TOLERANCE
-        if given.json:
-            print(json.dumps({**cell, "machine": machine.to_dict()}, sort_keys=True), flush=True)
-        else:
-            print_cell(cell)
-    return verdict(wrong, TOLERANCE)
+    return print_lines("MiniLM-L6, fp32", given, cells(given), line, TOLERANCE)
 
 
 if __name__ == "__main__":

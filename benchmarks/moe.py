@@ -19,7 +19,6 @@ is told by the cosine to the dense model's and by a probe of sentiment that is f
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -29,13 +28,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cells import verdict
+from benchmarks.cells import print_lines, times_and_ratios
 from sparsify.bench import Machine, Peer, float64_reference, interleave, ratio, threads
-from sparsify.bench.harness import Ratio, relative_error
+from sparsify.bench.harness import relative_error
 from sparsify.bench.runtimes import onnxruntime_peer
 
 EXPERTS, TOP_K, WIDTH, HIDDEN = 8, 2, 1024, 3584
 TOKENS, THREADS = (1, 16, 128, 512), (1, 2)
+TITLE = "mixtures of experts, fp32"
 MODULES = ("eager", "grouped_mm")
 TOLERANCE = 1e-5
 """Largest relative error that we promise."""
@@ -67,10 +67,13 @@ class Block(nn.Module):
         return found
 
     def by(self, way: str, x: torch.Tensor) -> torch.Tensor:
-        """Computed as transformers does in one of its ways."""
+        """Computed as transformers does in one of its ways, and else by its own loop again."""
         self.config._experts_implementation_internal = way
-        with torch.no_grad():
-            return self(x)
+        try:
+            with torch.no_grad():
+                return self(x)
+        finally:
+            self.config._experts_implementation_internal = "eager"
 
     def spread(self, x: torch.Tensor) -> list[int]:
         """Tokens of each expert that has one."""
@@ -189,14 +192,11 @@ def _read(count: int) -> Any:
     return call
 
 
-def print_cell(cell: dict[str, Any]) -> None:
-    times = "  ".join(f"{name} {ms:.2f}" for name, ms in cell["ms"].items())
-    ratios = "  ".join(f"/{name} {Ratio(**found)}" for name, found in cell["ratio"].items())
-    print(
+def line(cell: dict[str, Any]) -> str:
+    return (
         f"{cell['tokens']:4d} tokens  threads {cell['threads']}  active {cell['active']}   "
-        f"ms: {times}   {ratios}   S-MBU {cell['s_mbu']:.2f}  S-MFU {cell['s_mfu']:.2f}   "
-        f"error {cell['max_rel_error']:.1e}",
-        flush=True,
+        f"{times_and_ratios(cell)}   S-MBU {cell['s_mbu']:.2f}  S-MFU {cell['s_mfu']:.2f}   "
+        f"error {cell['max_rel_error']:.1e}"
     )
 
 
@@ -215,22 +215,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 when an error exceeds what we promise."""
     given = parse(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    machine = Machine.here()
-    if not given.json:
-        print(f"mixtures of experts, fp32, {machine.line(max(given.threads))}", flush=True)
     if given.minilm:
         from benchmarks.moe_minilm import report
 
+        print(f"{TITLE}, {Machine.here().line(max(given.threads))}", flush=True)
         report(given)
         return 0
-    wrong = 0
-    for cell in block_cells(given):
-        wrong += not cell["max_rel_error"] <= TOLERANCE
-        if given.json:
-            print(json.dumps({**cell, "machine": machine.to_dict()}, sort_keys=True), flush=True)
-        else:
-            print_cell(cell)
-    return verdict(wrong, TOLERANCE)
+    return print_lines(TITLE, given, block_cells(given), line, TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -93,10 +94,7 @@ class SelectExperts:
         for use in uses:
             use.bind(chosen.stacks)
         told = "; ".join(use.utilisation(chosen, cost, densities).text for use in uses)
-        nbytes = sum(
-            s.layout.estimate_nbytes(s.shape, round(d * s.count * s.rows * s.columns))
-            for s, d in zip(chosen.stacks, densities, strict=True)
-        )
+        nbytes = _nbytes(chosen.stacks, densities)
         shape = first.shape
         return Decision(
             first.site,
@@ -139,6 +137,22 @@ def _faster(dense: _Choice, sparse: _Choice, nonzero: str) -> tuple[_Choice, str
             f"{loss:.1f}x slower for a single one"
         )
     return sparse, f"{nonzero}: {names[1]} predicted {gain:.1f}x faster than {names[0]}"
+
+
+def _nbytes(stacks: Sequence[Stack], densities: Sequence[float]) -> int:
+    """Of all experts."""
+    return sum(
+        stack.layout.estimate_nbytes(
+            stack.shape, round(density * stack.count * stack.rows * stack.columns)
+        )
+        for stack, density in zip(stacks, densities, strict=True)
+    )
+
+
+def _density(stacks: Sequence[Stack], densities: Sequence[float]) -> float:
+    """Share of nonzeros in all projections together."""
+    sizes = [stack.count * stack.rows * stack.columns for stack in stacks]
+    return sum(map(operator.mul, sizes, densities)) / sum(sizes)
 
 
 def _layouts(cost: ExpertsCostModel, stack: Stack) -> tuple[Layout, ...]:
@@ -264,4 +278,6 @@ class _Use:
             seconds,
             cost.bytes_per_second,
             cost.flops_per_second,
+            _nbytes(chosen.stacks, densities) / self.shape.count,
+            _density(chosen.stacks, densities),
         )

@@ -102,6 +102,9 @@ class SelectLayout:
     def _bind_active(self, uses: list[_Use], context: PassContext, cost: CostModel) -> Decision:
         site, weight = uses[0].site, uses[0].weight()
         stats = WeightStats.of(weight)
+        tuned = isinstance(cost, MeasuringCostModel)
+        # A weight of this shape elsewhere may have been measured: no match for a prediction.
+        cost = cost.predicted if isinstance(cost, MeasuringCostModel) else cost
         times = ActiveTimes(cost, stats, [use.active() for use in uses])
         layouts = times.choose(self.both * 4 * site.shape[0] * site.shape[1])
         packed = {layout: _stored(uses, weight, layout) for layout in layouts.values()}
@@ -115,7 +118,7 @@ class SelectLayout:
             site.name,
             "linear",
             "sparse" if skipping or not all(layout.is_dense for layout in packed) else "dense",
-            times.reason(layouts),
+            times.reason(layouts) + _UNTIMED * tuned,
             self.name,
             shape=site.shape,
             density=stats.density,
@@ -224,6 +227,9 @@ class SelectLayout:
         how = _how(times, dict.fromkeys(times.tokens, times.dense))
         gain = f"{sparse_time / dense_time:.1f}x faster than {times.sparse.name}"
         return times.dense, f"{nonzero}: dense {how} {gain} at {count}"
+
+
+_UNTIMED = "; predicted, since tuning times no kernels that skip zeros"
 
 
 def _stored(uses: Sequence[_Use], weight: torch.Tensor, layout: Layout) -> dict[str, torch.Tensor]:

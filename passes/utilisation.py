@@ -22,6 +22,8 @@ class Utilisation:
         active: experts that have a token.
         seconds: of the call.
         bytes_per_second, flops_per_second: what the machine can do at most.
+        nbytes: of one expert as it is stored; by default dense, in float32.
+        density: share of the weights that are not zero.
     """
 
     shape: ExpertsShape
@@ -31,6 +33,8 @@ class Utilisation:
     seconds: float
     bytes_per_second: float
     flops_per_second: float
+    nbytes: float | None = None
+    density: float = 1.0
 
     @property
     def weights(self) -> int:
@@ -40,13 +44,15 @@ class Utilisation:
 
     @property
     def bandwidth(self) -> float:
-        """S-MBU: float32 weights of the active experts, over what memory could bring meanwhile."""
-        return 4 * self.weights * self.active / self.seconds / self.bytes_per_second
+        """S-MBU: bytes of the active experts' weights, over what memory could bring meanwhile."""
+        nbytes = 4 * self.weights if self.nbytes is None else self.nbytes
+        return nbytes * self.active / self.seconds / self.bytes_per_second
 
     @property
     def arithmetic(self) -> float:
-        """S-MFU: operations of the chosen experts, over what could be done meanwhile."""
-        return 2 * self.weights * self.tokens * self.slots / self.seconds / self.flops_per_second
+        """S-MFU: operations of the chosen experts on nonzeros, over those possible meanwhile."""
+        products = self.density * self.weights * self.tokens * self.slots
+        return 2 * products / self.seconds / self.flops_per_second
 
     @property
     def text(self) -> str:

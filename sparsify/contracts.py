@@ -63,7 +63,13 @@ class SkippingCostModel(CostModel, Protocol):
 
 @runtime_checkable
 class MeasuringCostModel(CostModel, Protocol):
-    """A cost model that can time kernels on this machine instead."""
+    """A cost model that can time kernels on this machine instead.
+
+    Attributes:
+        predicted: the model that it asks where it has not measured.
+    """
+
+    predicted: CostModel
 
     def measure(self, weights: Iterable[tuple[torch.Tensor, Sequence[int]]]) -> None:
         """Times the most promising layouts of weights ``[rows, cols]`` at the token counts of

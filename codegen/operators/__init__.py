@@ -25,6 +25,7 @@ from sparsify.codegen.operators import (
     reductions,
     remainders,
     resizing,
+    sorting,
     tokens,
 )
 
@@ -94,6 +95,10 @@ CONVERTERS: dict[str, Converter] = {
     "upsample_bilinear2d.default": resizing.convert_bilinear,
     "upsample_nearest2d.vec": resizing.convert_nearest,
     "upsample_bilinear2d.vec": resizing.convert_bilinear,
+    "sort.default": sorting.convert_sort,
+    "sort.stable": sorting.convert_sort,
+    "argsort.default": sorting.convert_argsort,
+    "topk.default": sorting.convert_topk,
     "softmax.int": aten.convert_softmax,
     "log1p.default": logarithms.convert_log1p,
     "softplus.default": logarithms.convert_softplus,

@@ -22,6 +22,7 @@ ROWS = torch.tensor(
         [2, 3, 3, 1],
     ]
 )
+ZEROS = torch.tensor([0.0, -0.0, NAN, -0.0, -NAN, 0.0, -INF, -1e-45])
 
 CASES = {
     "maximum": lambda x, y, r: torch.maximum(x, y),
@@ -45,6 +46,15 @@ CASES = {
     "argmax": lambda x, y, r: r.argmax(-1),
     "argmin kept": lambda x, y, r: r.argmin(0, keepdim=True),
     "argmax of all": lambda x, y, r: r[:2].argmax(),
+    "sort": lambda x, y, r: torch.sort(r, stable=True),
+    "sort downwards": lambda x, y, r: torch.sort(r, dim=0, descending=True, stable=True),
+    "sort of zeros": lambda x, y, r: torch.sort(torch.cat([r[0], ZEROS]), stable=True),
+    "sort of float64": lambda x, y, r: torch.sort(x.double(), dim=0, stable=True)[0],
+    "sort of truth values": lambda x, y, r: torch.sort(r > 2, stable=True),
+    "argsort": lambda x, y, r: torch.argsort(r, dim=-1, stable=True),
+    "argsort downwards": lambda x, y, r: torch.argsort(r, dim=0, descending=True, stable=True),
+    "largest": lambda x, y, r: torch.topk(r, 3)[0],
+    "smallest": lambda x, y, r: torch.topk(x, 3, 0, largest=False)[0],
     "max pool": lambda x, y, r: F.max_pool2d(r[None], 2, 1, 1),
     "max pool of one dim": lambda x, y, r: F.max_pool1d(r[None], 3, 2, 1, 2),
     "max pool of three": lambda x, y, r: F.max_pool3d(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import sparsify
 from sparsify.codegen import target, tune
@@ -95,3 +96,32 @@ def test_measured_layouts_are_not_for_another_target(tuned: Path) -> None:
     with pytest.warns(UserWarning, match=r"layouts were measured for target 'native.*predicted"):
         loaded = sparsify.load(tuned, target="x86-avx2")
     assert all(d.measured_seconds is None for d in linears(loaded))
+
+
+class Skipping(nn.Module):
+    """Two linears of one shape; the second may skip zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = [self.second.weight]
+        y = self.first(x).relu()
+        found: torch.Tensor = torch.ops.sparsify.active_linear(y, weight, "dense", 64, 64, 0.05)
+        return found
+
+
+def test_sites_that_skip_zeros_are_predicted_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were times measured without zeros taken for theirs, nothing would be skipped."""
+    monkeypatch.setattr(tune, "in_turns", lambda calls, *_: dict.fromkeys(calls, 1e-12))
+    model, x = Skipping().eval(), torch.randn(1, 64)
+    tuned, plain = (
+        {d.site: d for d in linears(sparsify.compile(model, (x,), dynamic_shapes=None, **more))}
+        for more in ({"tune": "quick"}, {})
+    )
+    assert tuned["first"].measured_seconds is not None
+    assert tuned["second"].measured_seconds is None
+    assert "tuning times no kernels that skip zeros" in tuned["second"].reason
+    assert tuned["second"].layout == plain["second"].layout
+    assert "5% of inputs active" in tuned["second"].reason

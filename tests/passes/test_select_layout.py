@@ -264,6 +264,7 @@ class Stopwatch(FormCost):
 
     def __init__(self) -> None:
         self.asked: list[tuple[tuple[int, ...], list[int]]] = []
+        self.predicted = FormCost()
 
     def measure(self, weights):
         self.asked += [(tuple(weight.shape), sorted(tokens)) for weight, tokens in weights]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sparsify.codegen.lower import Lowering
 
 
-_FROM_MEMORY = 1.6
+_FROM_MEMORY = 1.25
 """Cycles of the SELL kernel over those with weights in the cache, which experts' are not."""
 
 

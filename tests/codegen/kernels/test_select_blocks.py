@@ -59,6 +59,8 @@ CASES = {
     "mass": Blocks("pooled", 2, 1, 7, (16, 2), 0.9, 0.4, 0, 2),
     "gate": Blocks("block_gate", 4, 4, 9, (64, 1), 0.2),
     "lines": Blocks("vertical_slash", 6, 3, 24),
+    "aware": Blocks("query_aware", 6, 2, 24),
+    "aware of mass": Blocks("query_aware", 2, 1, 7, (16, 2), 0.9, 0.4, 0, 2),
     "lines of mass": Blocks("vertical_slash", 1, 1, 33, (128, 3), 0.5, 0.3, 2, 1),
 }
 
