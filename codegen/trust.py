@@ -151,6 +151,11 @@ def _numbers(node: fx.Node, options: dict[str, Any]) -> str | None:
     return None
 
 
+def _largest(node: fx.Node, options: dict[str, Any]) -> str | None:
+    none = "TVM takes a count of 0 for all" if options["k"] == 0 else None
+    return none or _numbers(node, options)
+
+
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
 
@@ -209,7 +214,7 @@ _CHECKS: dict[Any, Check] = {
     aten.index.Tensor: _index,
     aten.index_put.default: _index_put,
     aten.clamp.default: _numbers,
-    aten.topk.default: _numbers,
+    aten.topk.default: _largest,
     aten.split_with_sizes.default: _numbers,
     aten.slice_scatter.default: _static,
     aten.embedding.default: _embedding,

@@ -48,6 +48,7 @@ def reasons(function, *inputs, dynamic="auto"):
         (lambda x: F.max_pool2d(x, 2, return_indices=True), (C,), "does not compute the indices"),
         (lambda i: F.interpolate(i, size=(5, 5), mode="bilinear"), (C.byte(),), "are rounded"),
         (lambda x: x * (x.shape[1] / 3), (X,), "a fraction or a comparison of sizes"),
+        (lambda x: x.topk(0).values, (X,), "count of 0"),
         (lambda x: torch.as_strided(x, (2, 2), (1, 2)), (X,), "contiguous strides"),
         (
             lambda x, y: x.index_put((torch.tensor([0, 2]),), y),

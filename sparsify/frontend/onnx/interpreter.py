@@ -282,6 +282,8 @@ def _weight(tensor: onnx.TensorProto) -> torch.Tensor:
         return to_computed(tensor)
     except Unsupported as error:
         raise ValueError(f"{where}: {error} is not supported") from error
+    except Exception as error:  # NumPy's and the onnx package's own
+        raise ValueError(f"{where} cannot be read: {error}; the file is damaged") from error
 
 
 def _has_graph(node: Node) -> bool:

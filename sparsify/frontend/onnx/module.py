@@ -63,6 +63,8 @@ class OnnxModule(Weights):
                     for declared, example in zip(self.model.inputs, examples, strict=True)
                 ]
                 self._run(inputs)
+        except ValueError as error:
+            raise ValueError(f"{self.model.path}: {error}") from error
         finally:
             self.collecting = False
         problems = list(self.interpreter.problems)
