@@ -37,7 +37,8 @@ class DoubleSparsity(PageSelection):
     hidden in editorials of 1,000 to 4,000 tokens (seeds 101 to 108 of `benchmarks/needles.py`, on
     which neither rule was tuned), SmolLM2-135M that reads 512 tokens a step finds 62 with 16
     features chosen so on 512 tokens of film reviews, and 52 with those of the paper;
-    calibrated on editorials, 57 and 54. With 8 features neither rule serves: 16 and 17 of the first 36.
+    calibrated on editorials, 57 and 54. With 8 features neither rule serves: 16 and 17 of the
+    first 36.
 
     Attributes:
         channels: features of a key head that are read. `PageSelection` has the others, of which
