@@ -34,10 +34,11 @@ class DoubleSparsity(PageSelection):
     The features are those in which products with queries differ most from key to key on calibration
     data, over all query heads of a key head. The paper takes the largest products instead, but what
     all keys have in common, however large, says nothing about which of them to read. Of 72 numbers
-    hidden in editorials of 1,000 to 4,000 tokens (seeds 101 to 108 of `benchmarks/needles.py`, used
-    for nothing else), SmolLM2-135M that reads 512 tokens a step finds 62 with 16 features chosen so
-    on 512 tokens of film reviews, and 52 with those of the paper; calibrated on editorials, 57 and
-    54. With 8 features neither rule serves: 16 and 17 of the first 36.
+    hidden in editorials of 1,000 to 4,000 tokens (seeds 101 to 108 of `benchmarks/needles.py`, on
+    which neither rule was tuned), SmolLM2-135M that reads 512 tokens a step finds 62 with 16
+    features chosen so on 512 tokens of film reviews, and 52 with those of the paper;
+    calibrated on editorials, 57 and 54. With 8 features neither rule serves: 16 and 17 of the
+    first 36.
 
     Attributes:
         channels: features of a key head that are read. `PageSelection` has the others, of which
