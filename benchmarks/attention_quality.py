@@ -24,7 +24,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from torch import fx
 import sparsify
 from benchmarks.attention_patterns import PATTERNS
 from benchmarks.checkpoints import SMOLLM2
-from benchmarks.editorials import token_windows
+from benchmarks.editorials import rated, token_windows
 from benchmarks.needles import ANSWER, Needle, needles
 from sparsify import ops
 from sparsify.bench import threads
@@ -45,6 +45,7 @@ from sparsify.contracts import PassContext
 from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.generation import CompiledCausalLM
 from sparsify.generation.paged_cache import PagedCache
+from sparsify.ops import PAGE
 from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.passes.graph import arguments, shape_of
 from sparsify.patterns import Pattern, Strided, WindowSinks
@@ -52,7 +53,7 @@ from sparsify.program import Program
 
 PARTS = ("prefill", "decode", "perplexity")
 BLOCK = 64
-DYNAMIC: dict[str, Callable[[float], Any]] = {
+DYNAMIC: dict[str, Callable[..., Any]] = {
     "pooled_blocks": sparsify.PooledBlocks,
     "flex_prefill": sparsify.FlexPrefill,
     "vertical_slash": sparsify.VerticalSlash,
@@ -70,7 +71,8 @@ DECODE: dict[str, Callable[[int, Calibration], Any]] = {
     "streaming_window": lambda budget, _: sparsify.StreamingWindow(budget),
 }
 _CALIBRATION = 512
-"""Tokens of the text that `DoubleSparsity` is calibrated on."""
+"""Tokens of film reviews that `DoubleSparsity` is calibrated on, which are no editorials."""
+_REVIEWS = 100
 _AT_ONCE = 256
 """Rows of logits that are in memory together."""
 
@@ -95,11 +97,21 @@ def answer(lm: CompiledCausalLM, cache: PagedCache, logits: torch.Tensor) -> tor
     return torch.cat(said)
 
 
+def blocks_of(name: str, density: float, keys: int) -> Any:
+    """A recipe of prompts that always reads the first block and the one before a query's own."""
+    return DYNAMIC[name](density, keys=keys, sinks=keys, recent=keys)
+
+
 def compiled(model: Any, recipe: Any) -> CompiledCausalLM:
     options = {} if recipe is None else {"recipe": recipe}
     lm = sparsify.compile(model, num_threads=1, **options)
     assert isinstance(lm, CompiledCausalLM)
     return lm
+
+
+def hidden(given: argparse.Namespace, tokenizer: Any) -> Iterator[Needle]:
+    for seed in given.seeds:
+        yield from needles(tokenizer, given.lengths, seed)
 
 
 def record(part: str, method: str, hits: list[tuple[Needle, bool]], **more: Any) -> dict[str, Any]:
@@ -111,19 +123,19 @@ def record(part: str, method: str, hits: list[tuple[Needle, bool]], **more: Any)
 
 
 def prefill(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    every = list(needles(tokenizer, given.lengths))
+    every = list(hidden(given, tokenizer))
     density = given.density / 100
-    for name in wanted(given, ("dense", *DYNAMIC, *STATIC)):
-        hits = []
+    for name in wanted(given, "prefill", ("dense", *DYNAMIC, *STATIC)):
+        hits, before = [], None
         for needle in every:
             recipe = None
             if name in DYNAMIC:
-                recipe = DYNAMIC[name](density)
+                recipe = blocks_of(name, density, given.keys)
             elif name in STATIC:
                 blocks = -(-needle.prompt.shape[1] // BLOCK)
                 recipe = sparsify.PatternAttention(fitting(STATIC[name], blocks, density))
-            # Compiled once: what was compiled before is found in the cache.
-            lm = compiled(model, recipe)
+            if not hits or recipe != before:
+                lm, before = compiled(model, recipe), recipe
             cache = lm.new_cache(1, needle.prompt.shape[1] + ANSWER)
             said = answer(lm, cache, lm(needle.prompt, cache))
             hits.append((needle, needle.found(tokenizer, said)))
@@ -131,14 +143,17 @@ def prefill(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[d
 
 
 def decode(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    names = wanted(given, ("dense", *DECODE))
+    names = wanted(given, "decode", ("dense", *DECODE))
+    if not names:
+        return
     longest = max(given.lengths)
     windows = token_windows(tokenizer, longest)
-    texts = Calibration([windows[0, :_CALIBRATION]])
+    reviews = " ".join(text for _, _, text in rated("movieReviewSnippets")[:_REVIEWS])
+    texts = Calibration([tokenizer(reviews).input_ids[:_CALIBRATION]])
     # Its prompts leave what every other method reads too.
     reader = compiled(model, DECODE["quest"](given.budget, texts))
     held = []
-    for needle in needles(tokenizer, given.lengths):
+    for needle in hidden(given, tokenizer):
         cache = reader.new_cache(1, needle.prompt.shape[1] + ANSWER)
         reader(needle.text, cache)
         held.append((needle, cache, cache.lengths))
@@ -165,13 +180,17 @@ def decode(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[di
 def perplexity(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
     text = token_windows(tokenizer, given.window)[-1]
     programs = run_pipeline(import_causal_lm(model), PORTABLE).programs
-    yield {"part": "perplexity", "method": "dense", **measured(programs["prefill"], text)}
-    recipes: list[tuple[str, Any]] = []
-    for name in wanted(given, DYNAMIC):
-        recipes += [(name, DYNAMIC[name](density / 100)) for density in given.densities]
-    if given.methods is None or "patterns" in given.methods:
-        recipes += [(str(p), sparsify.PatternAttention(p, block=BLOCK)) for p in PATTERNS]
+    recipes: list[tuple[str, Any]] = [("dense", None)]
+    for name in DYNAMIC:
+        recipes += [(f"{name} {d}%", blocks_of(name, d / 100, given.keys)) for d in given.densities]
+    recipes += [(f"patterns {p}", sparsify.PatternAttention(p, block=BLOCK)) for p in PATTERNS]
+    left = wanted(given, "perplexity", (name for name, _ in recipes))
     for name, recipe in recipes:
+        if name not in left:
+            continue
+        if recipe is None:
+            yield {"part": "perplexity", "method": name, **measured(programs["prefill"], text)}
+            continue
         found = recipe.run(programs, PassContext()).programs["prefill"]
         yield {"part": "perplexity", "method": name, **measured(found, text)}
 
@@ -180,8 +199,8 @@ def measured(program: Program, text: torch.Tensor) -> dict[str, float]:
     """Perplexity and density of a text that a prefill program reads at once."""
     head, hidden = head_of(program)
     attentions = [n for n in program.graph.nodes if n.target == ops.paged_attention.overload]
-    selections = {arguments(node)["selected"] for node in attentions} - {None}
-    blocks = -(-len(text) // BLOCK)
+    selections = {arguments(n)["selected"]: arguments(n)["block"] for n in attentions}
+    selections.pop(None, None)
     states: list[torch.Tensor] = []
     shares: list[float] = []
 
@@ -189,8 +208,8 @@ def measured(program: Program, text: torch.Tensor) -> dict[str, float]:
         if node is hidden:
             states.append(value[0])
         if node in selections:
-            listed = float((value >= 0).sum()) / (value.shape[0] * value.shape[1])
-            shares.append(listed / (blocks * (blocks + 1) / 2))
+            share = float((value >= 0).sum()) / shown(value, selections[node], len(text))
+            shares.append(share)
 
     Calibration([text]).run(program, watch, {hidden, *selections})
     (state,) = states
@@ -200,6 +219,12 @@ def measured(program: Program, text: torch.Tensor) -> dict[str, float]:
         total += float(torch.nn.functional.cross_entropy(logits, following, reduction="sum"))
     density = sum(shares) / len(shares) if shares else 1.0
     return {"perplexity": math.exp(total / (len(text) - 1)), "density": density}
+
+
+def shown(lists: torch.Tensor, block: Sequence[int], tokens: int) -> int:
+    """How many blocks causality shows, of lists ``[batch, heads, query blocks, key blocks]``."""
+    ends = (torch.arange(1, lists.shape[2] + 1) * block[0]).clamp(max=tokens)
+    return lists.shape[0] * lists.shape[1] * int((ends / (block[1] * PAGE)).ceil().sum())
 
 
 def head_of(program: Program) -> tuple[torch.Tensor, fx.Node]:
@@ -214,8 +239,18 @@ def head_of(program: Program) -> tuple[torch.Tensor, fx.Node]:
     return weight, node
 
 
-def wanted(given: argparse.Namespace, names: Iterable[str]) -> list[str]:
-    return [name for name in names if given.methods is None or name in given.methods]
+def wanted(given: argparse.Namespace, part: str, names: Iterable[str]) -> list[str]:
+    """What is asked for and not in the output yet."""
+    asked = (n for n in names if given.methods is None or n.partition(" ")[0] in given.methods)
+    done = {(cell["part"], cell["method"]) for cell in written(given)}
+    return [name for name in asked if (part, name) not in done]
+
+
+def written(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of an earlier run that was cut short."""
+    if given.output is None or not given.output.exists():
+        return []
+    return [json.loads(line) for line in given.output.read_text().splitlines()]
 
 
 def table(found: list[dict[str, Any]]) -> Table:
@@ -236,12 +271,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--methods", nargs="+", help="only these, of all parts; perplexity: also patterns"
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=(1000, 2000, 4000))
+    parser.add_argument("--seeds", type=int, nargs="+", default=(1,), help="nine needles for each")
     parser.add_argument("--density", type=int, default=25, help="percent that prompts read")
+    parser.add_argument("--keys", type=int, default=BLOCK, help="of a block that is selected")
     parser.add_argument("--densities", type=int, nargs="+", default=(10, 25, 50))
     parser.add_argument("--budget", type=int, default=512, help="tokens that a step reads")
     parser.add_argument("--steps", type=int, default=512, help="of which decode's perplexity is")
     parser.add_argument("--window", type=int, default=2048, help="tokens of perplexity's text")
-    parser.add_argument("--output", type=Path, help="also write the records to this file")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="add the records to this file, and skip those that it has, of equal options",
+    )
     return parser.parse_args(arguments)
 
 
@@ -250,17 +291,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     tokenizer, model = SMOLLM2.tokenizer(), SMOLLM2.load()
     parts = {"prefill": prefill, "decode": decode, "perplexity": perplexity}
-    every = []
     with threads(1), torch.no_grad():
         for part in given.part:
-            found = []
+            found = [cell for cell in written(given) if cell["part"] == part]
             for cell in parts[part](given, model, tokenizer):
                 print(json.dumps(cell), flush=True)
                 found.append(cell)
-            Console(width=120).print(table(found))
-            every += found
-    if given.output is not None:
-        given.output.write_text("".join(json.dumps(cell) + "\n" for cell in every))
+                if given.output is not None:
+                    with given.output.open("a") as file:
+                        file.write(json.dumps(cell) + "\n")
+            if found:
+                Console(width=120).print(table(found))
     return 0
 
 

@@ -36,8 +36,8 @@ HEADS, SHAPE = 9, CacheShape(30, 3, 64)
 SCALE = 0.125
 PAGES = {"page_bounds": 1, "channels": 1, "exact": 0, "latest": 0}
 """Selectors of pages, and how many tensors each reads."""
-BLOCKS = ("pooled", "pooled mass", "vertical_slash", "block_gate")
-CHANNELS, MASS, BLOCK = 8, 0.95, (64, 4)
+BLOCKS = ("pooled", "query_aware mass", "vertical_slash", "block_gate")
+CHANNELS, MASS, BLOCK = 16, 0.95, (64, 4)
 _CHECKED = 1024
 """Tokens of a prompt on which results are compared: the reference is slow."""
 

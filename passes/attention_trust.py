@@ -8,11 +8,13 @@ Source: Nawrot et al., "The Sparse Frontier: Sparse Attention Trade-offs in Tran
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
+from sparsify.ops import below_maximum
 from sparsify.report import Decision
 
 _ROWS = 256
@@ -30,7 +32,10 @@ class HeadTrust:
     Attributes:
         site: of the attention, as in the report; ``head`` of its query heads.
         density: pairs of query and key that are computed, over those that the mask shows.
-        mass: share of the dense attention's weights that is on computed pairs, mean over queries.
+        skipped: pairs whose values are not read as their scores are too low, over those computed,
+            by the narrowest tiles: wider ones skip less, and cost no more.
+        mass: share of the dense attention's weights that is on computed pairs, mean over queries;
+            what is skipped counts as left out.
         error: norm of the change of the head's output over the norm of its dense output.
     """
 
@@ -39,6 +44,7 @@ class HeadTrust:
     density: float
     mass: float
     error: float
+    skipped: float = 0.0
 
 
 @dataclass
@@ -51,10 +57,11 @@ class _Sums:
     mass: torch.Tensor
     change: torch.Tensor
     norm: torch.Tensor
+    skipped: torch.Tensor
 
     @classmethod
     def zeros(cls, heads: int) -> _Sums:
-        return cls(*torch.zeros(6, heads, dtype=torch.float64))
+        return cls(*torch.zeros(7, heads, dtype=torch.float64))
 
 
 @dataclass
@@ -74,6 +81,8 @@ class AttentionTrust:
         bias: torch.Tensor | None = None,
         scale: float = 1.0,
         softcap: float = 0.0,
+        skip: float = 0.0,
+        block: int = 1,
     ) -> None:
         """Adds one call of one attention.
 
@@ -85,6 +94,8 @@ class AttentionTrust:
                 visible counts for nothing.
             bias: float likewise, added to the scores.
             scale, softcap: of the scores.
+            skip: what is kept is skipped by `below_maximum`, in blocks of so many keys; 0: it is
+                not.
         """
         if query.dim() == 3:
             query, key, value = query[None], key[None], value[None]
@@ -102,7 +113,11 @@ class AttentionTrust:
                 scores = torch.tanh(scores / softcap) * softcap
             if bias is not None:
                 scores = scores + bias.expand(shape)[:, :, rows]
-            _add(sums, scores, value, visible[:, :, rows], kept[:, :, rows])
+            seen = kept[:, :, rows] & visible[:, :, rows]
+            low = torch.zeros_like(seen)
+            if skip:
+                low = seen & below_maximum(scores.masked_fill(~seen, -math.inf), skip, block)
+            _add(sums, scores, value, visible[:, :, rows], seen, low)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -119,6 +134,7 @@ class AttentionTrust:
                     _ratio(s.kept[head], s.visible[head]),
                     _ratio(s.mass[head], s.queries[head]),
                     _ratio(s.change[head], s.norm[head], 0.0) ** 0.5,
+                    _ratio(s.skipped[head], s.kept[head], 0.0),
                 )
 
     def check(self, recipe: str, budget_error: float | None) -> None:
@@ -152,8 +168,11 @@ class AttentionTrust:
             worst = max(heads, key=lambda h: h.error)
             density = sum(h.density for h in heads) / count
             mass = sum(h.mass for h in heads) / count
+            skipped = sum(h.skipped for h in heads) / count
+            low = f", up to {skipped:.1%} of them skipped for low scores," * (skipped > 0)
             reason = (
-                f"{what}; {density:.1%} of the pairs keep {mass:.2%} of the attention, and the "
+                f"{what}; {density:.1%} of the pairs{low} keep "
+                f"{mass:.2%} of the attention, and the "
                 f"output of head {worst.head} changes most, by {worst.error:.2g}"
             )
             yield Decision(
@@ -184,15 +203,17 @@ def _add(
     scores: torch.Tensor,
     value: torch.Tensor,
     visible: torch.Tensor,
-    kept: torch.Tensor,
+    seen: torch.Tensor,
+    low: torch.Tensor,
 ) -> None:
-    """Adds queries ``[batch, heads, rows, keys]`` to the sums."""
+    """Adds queries ``[batch, heads, rows, keys]`` to the sums: what is seen but for what is low."""
     over = (0, 2, 3)
-    kept = kept & visible
+    kept = seen & ~low
     dense = _softmax(scores, visible)
     sparse = _softmax(scores, kept)
     sums.visible += visible.sum(over)
-    sums.kept += kept.sum(over)
+    sums.kept += seen.sum(over)
+    sums.skipped += low.sum(over)
     sums.queries += visible.any(-1).sum((0, 2))
     sums.mass += (dense * kept).sum(over, dtype=torch.float64)
     expected = dense @ value

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsify.passes.select_blocks import BlockSelection
-from sparsify.selectors import Pooled
+from sparsify.selectors import QueryAware
 
 
 @dataclass(frozen=True)
 class FlexPrefill(BlockSelection):
-    """Blocks of keys are chosen by mean queries and mean keys, until they have ``mass``.
+    """Blocks of keys are chosen head by head, by mean queries and keys or by lines, up to ``mass``.
 
     Before::
 
@@ -18,8 +18,11 @@ class FlexPrefill(BlockSelection):
 
     After::
 
-        selected = select_blocks(q, keys, [], pages, lengths, counts, "pooled", density, mass)
+        selected = select_blocks(q, keys, [], pages, lengths, counts, "query_aware", density, mass)
         y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected)
+
+    Means are trusted in heads in which they estimate the attention of the latest queries well; in
+    the others, blocks are those that `VerticalSlash` reads.
 
     Attributes:
         mass: share of the estimated attention that is enough, above 0 and below 1; a head whose
@@ -32,7 +35,7 @@ class FlexPrefill(BlockSelection):
     mass: float = 0.95  # type: ignore[misc]  # of recipes in general it is fixed
 
     name = "flex_prefill"
-    selector = Pooled()
+    selector = QueryAware()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,7 +41,7 @@ class BlockSelection(GraphPass):
     After::
 
         selected = select_blocks(q, keys, [...], pages, lengths, counts, selector, density)
-        y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected)
+        y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected, skip=...)
 
     Every query head and block of 64 queries has blocks of its own. Decode is left alone: combine it
     with a recipe that selects pages.
@@ -52,6 +52,11 @@ class BlockSelection(GraphPass):
         keys: of a block, a multiple of 16.
         sinks, recent: tokens that are always read, from the first and before the latest, rounded up
             to blocks.
+        skip_below: a selected block is skipped, before its values are read, by a tile of queries
+            that all score its keys lower by more than this than the best so far, as SpargeAttention
+            does; 0: none is. ``n`` keys so skipped change an output by at most
+            ``2 n exp(-skip_below)`` of the largest value. With a density of 1 this is all that is
+            left out.
         sites: shell patterns of the attentions it is for, ``prefill.layers.3.attention``.
         skip: patterns of those that read everything.
         calibration: texts, as token ids, on which the report says what was left out.
@@ -68,6 +73,7 @@ class BlockSelection(GraphPass):
     keys: int = 64
     sinks: int = 64
     recent: int = 64
+    skip_below: float = 0.0
     sites: tuple[str, ...] = ("*",)
     skip: tuple[str, ...] = ()
     calibration: Calibration | None = None
@@ -89,6 +95,8 @@ class BlockSelection(GraphPass):
             raise ValueError(
                 f"{kind}: sinks={self.sinks} and recent={self.recent} must be at least 0"
             )
+        if self.skip_below < 0:
+            raise ValueError(f"{kind}: skip_below={self.skip_below} must be at least 0")
         for option in ("sites", "skip"):
             object.__setattr__(self, option, as_patterns(getattr(self, option)))
         check_budget(kind, self.calibration, self.budget_error)
@@ -123,7 +131,8 @@ class BlockSelection(GraphPass):
                 continue
             with rewriter.graph.inserting_before(node):
                 selected = self._select(rewriter, node)
-            set_arguments(node, selected=selected, block=[QUERIES, self.keys // PAGE])
+            block = [QUERIES, self.keys // PAGE]
+            set_arguments(node, selected=selected, block=block, skip=float(self.skip_below))
             yield Decision(
                 site,
                 "attention",

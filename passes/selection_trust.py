@@ -97,7 +97,8 @@ def block_trust(
 
     def visit(attended: Attended) -> None:
         if attended.selected is not None:
-            _observe(trust, attended, name, attended.selected, attended.options["block"], 0)
+            skip = attended.options["skip"]
+            _observe(trust, attended, name, attended.selected, attended.options["block"], 0, skip)
 
     each_attention(program, calibration, visit)
     return trust
@@ -116,7 +117,7 @@ def page_trust(
         )
         selected = lists(last)
         if selected is not None:
-            _observe(trust, last, name, selected, (1, 1), first)
+            _observe(trust, last, name, selected, (1, 1), first, 0.0)
 
     each_attention(program, calibration, visit)
     return trust
@@ -151,13 +152,14 @@ def _observe(
     selected: torch.Tensor,
     block: object,
     first: int,
+    skip: object,
 ) -> None:
     assert isinstance(block, Sequence)
     options, total = attended.options, attended.key.shape[1]
     count = attended.query.shape[1]
     heads, layer, scale, cap = (options[n] for n in ("heads", "layer", "scale", "softcap"))
     assert isinstance(heads, int) and isinstance(layer, int)
-    assert isinstance(scale, float) and isinstance(cap, float)
+    assert isinstance(scale, float) and isinstance(cap, float) and isinstance(skip, float)
     kept = seen_blocks(selected, count, total, block)
     kept = kept.repeat_interleave(heads // len(kept), 0)
     visible = torch.arange(total) <= torch.arange(first, first + count)[:, None]
@@ -170,4 +172,6 @@ def _observe(
         visible,
         scale=scale,
         softcap=cap,
+        skip=skip,
+        block=block[1] * PAGE,
     )

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sparsify.passes.pattern_attention import PatternAttention
     from sparsify.passes.pooled_blocks import PooledBlocks
     from sparsify.passes.quest import Quest
+    from sparsify.passes.seer_attention import SeerAttention
     from sparsify.passes.streaming_window import StreamingWindow
     from sparsify.passes.tidal_decode import TidalDecode
     from sparsify.passes.vertical_slash import VerticalSlash
@@ -66,6 +67,7 @@ __all__ = [
     "Report",
     "RoundWeights",
     "Sampling",
+    "SeerAttention",
     "SparkTopK",
     "StreamingWindow",
     "Teal",
@@ -104,6 +106,7 @@ _HOMES = {
     "RoundWeights": "sparsify.pruning",
     "Sampling": "sparsify.generation",
     "SparkTopK": "sparsify.passes.gating",
+    "SeerAttention": "sparsify.passes.seer_attention",
     "StreamingWindow": "sparsify.passes.streaming_window",
     "Teal": "sparsify.passes.gating",
     "TidalDecode": "sparsify.passes.tidal_decode",

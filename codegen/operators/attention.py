@@ -203,6 +203,7 @@ def convert_paged_attention(node: fx.Node, lowering: Lowering) -> Any:
         scores,
         query_vectors(isa),
         None if a["selected"] is None else tuple(a["block"]),
+        a["skip"],
     )
     shape = (shape_of(query)[0], features, LANES)
     y = lowering.call_kernel(prefill, [query, keys, *rest], shape, integers)

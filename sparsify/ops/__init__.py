@@ -15,6 +15,7 @@ from sparsify.ops.norm import fused_norm
 from sparsify.ops.page_selection import page_bounds, select_pages
 from sparsify.ops.rotary import rotary
 from sparsify.ops.route import route
+from sparsify.ops.running_maximum import below_maximum
 
 LINEARS = frozenset(operator.overload for operator in (sparse_linear, active_linear, gated_linear))
 """Operators that multiply by one weight, held in a layout, which they name alike."""
@@ -29,6 +30,7 @@ __all__ = [
     "ExpertsShape",
     "Operator",
     "active_linear",
+    "below_maximum",
     "block_attention",
     "expected_tokens",
     "experts",

@@ -157,7 +157,7 @@ def block_attention(
         skip: a block of keys all of whose scores are lower by more than this than what a tile of
             queries has seen before is left out; 0: none is. The order of lists decides what was
             seen before: partial blocks come first, then full ones. The weights left out are below
-            ``exp(-skip)`` each; the reference leaves out none.
+            ``exp(-skip)`` each, see `below_maximum`; the reference leaves out none.
 
     Returns:
         As `fused_attention`.

@@ -129,6 +129,7 @@ def _fake_attention(
     extents: Sequence[int] = (),
     selected: torch.Tensor | None = None,
     block: Sequence[int] = (1, 1),
+    skip: float = 0.0,
 ) -> torch.Tensor:
     features = heads * keys.shape[3]
     if extents:
@@ -139,7 +140,8 @@ def _fake_attention(
 @declare(
     "paged_attention(Tensor query, Tensor keys, Tensor values, Tensor pages, Tensor lengths, "
     "Tensor counts, int layer, int heads, int offset, float scale, int window=0, "
-    "float softcap=0.0, SymInt[] extents=[], Tensor? selected=None, int[] block=[1, 1]) -> Tensor",
+    "float softcap=0.0, SymInt[] extents=[], Tensor? selected=None, int[] block=[1, 1], "
+    "float skip=0.0) -> Tensor",
     _fake_attention,
 )
 def paged_attention(
@@ -158,6 +160,7 @@ def paged_attention(
     extents: Sequence[int] = (),
     selected: torch.Tensor | None = None,
     block: Sequence[int] = (1, 1),
+    skip: float = 0.0,
 ) -> torch.Tensor:
     """Causal attention of the newest tokens over the cache, which holds them already.
 
@@ -178,6 +181,8 @@ def paged_attention(
             Blocks are numbered in their sequence, ascending, with -1 behind the last, and none
             begins after the sequence; query head ``h`` has the list ``h * lists // heads``. None:
             all.
+        skip: kernels of many tokens may leave out blocks of keys by `below_maximum`; 0: none is.
+            This reference leaves out none.
 
     Returns:
         ``[batch, length, heads * head_dim]``, or that in lanes.

@@ -19,6 +19,7 @@ from sparsify.selectors.exact import Exact
 from sparsify.selectors.latest import Latest
 from sparsify.selectors.page_bounds import PageBounds
 from sparsify.selectors.pooled import Pooled
+from sparsify.selectors.query_aware import QueryAware
 from sparsify.selectors.vertical_slash import VerticalSlash
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PageBounds",
     "PageSelector",
     "Pooled",
+    "QueryAware",
     "Scoring",
     "VerticalSlash",
     "block_selector",

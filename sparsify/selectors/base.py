@@ -88,12 +88,13 @@ class PageSelector(Selector):
         """
 
 
-BlockScoring = Literal["pooled", "lines"]
+BlockScoring = Literal["pooled", "lines", "query_aware"]
 """How the kernel family weighs a block of keys for a block of queries:
 
 pooled: by the product of the mean query, through a matrix of its head where there is one, with the
     mean key.
 lines: by what the latest queries give to it, and to the block at the same distance from them.
+query_aware: pooled, in heads where that comes close to what the latest queries give, else lines.
 """
 
 

@@ -16,7 +16,10 @@ from sparsify.selectors.base import BlockSelector, BlockView, register_block_sel
 @register_block_selector
 @dataclass(frozen=True)
 class Pooled(BlockSelector):
-    """The softmax of the mean query's scores over mean keys."""
+    """The softmax of the mean query's scores over mean keys.
+
+    What a single key has for a single query is lost in both means: see `QueryAware`.
+    """
 
     name = "pooled"
     scoring = "pooled"

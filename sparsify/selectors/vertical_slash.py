@@ -25,10 +25,13 @@ class VerticalSlash(BlockSelector):
     scoring = "lines"
 
     def weights(self, view: BlockView, **tensors: torch.Tensor) -> torch.Tensor:
-        scores = view.latest @ view.keys.mT * view.scale
-        ahead = torch.ones_like(scores, dtype=torch.bool).triu(
-            len(view.keys) - len(view.latest) + 1
-        )
-        attention = scores.masked_fill(ahead, float("-inf")).softmax(-1).sum(0)
-        found = torch.stack([part.sum() for part in attention.split(view.block)])
+        found = latest_attention(view)
         return found[: view.blocks] + found[len(found) - view.blocks :]
+
+
+def latest_attention(view: BlockView) -> torch.Tensor:
+    """What the latest queries give to every block of the sequence, in all: ``[blocks]``."""
+    scores = view.latest @ view.keys.mT * view.scale
+    ahead = torch.ones_like(scores, dtype=torch.bool).triu(len(view.keys) - len(view.latest) + 1)
+    attention = scores.masked_fill(ahead, float("-inf")).softmax(-1).sum(0)
+    return torch.stack([part.sum() for part in attention.split(view.block)])

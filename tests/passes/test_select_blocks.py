@@ -113,6 +113,20 @@ def test_sites_and_what_is_skipped(llama: ProgramSet) -> None:
         assert len(told) == 1 and reason in told[0]
 
 
+def test_what_is_skipped_below_the_maximum_is_reported(llama: ProgramSet) -> None:
+    """Of a tiny model scores hardly differ: a block is low at a small distance only."""
+    whole = sparsify.PooledBlocks(1.0, **SMALL, calibration=TEXTS)
+    for skip, some in ((1e-3, True), (50.0, False)):
+        result = run_pipeline(llama, [replace(whole, skip_below=skip)])
+        (_, attention) = calls(result.programs["prefill"], "paged_attention")
+        assert arguments(attention)["skip"] == skip
+        told = [d for d in result.decisions if d.operator == "attention" and d.error is not None]
+        assert any("skipped for low scores" in d.reason for d in told) == some
+        assert any(d.error > 0 for d in told) == some and {d.density for d in told} == {1.0}
+    with pytest.raises(BudgetError, match="head"):
+        run_pipeline(llama, [replace(whole, skip_below=1e-3, budget_error=1e-6)])
+
+
 def test_a_selection_of_everything_costs_nothing(llama: ProgramSet) -> None:
     recipe = sparsify.PooledBlocks(1.0, calibration=TEXTS, budget_error=1e-6)
     decisions = run_pipeline(llama, [recipe]).decisions
@@ -125,6 +139,7 @@ def test_a_selection_of_everything_costs_nothing(llama: ProgramSet) -> None:
         ({"density": 0.0}, "above 0"),
         ({"keys": 40}, "multiple of 16"),
         ({"recent": -1}, "at least 0"),
+        ({"skip_below": -1}, "at least 0"),
         ({"budget_error": 0.1}, "needs calibration"),
     ],
 )

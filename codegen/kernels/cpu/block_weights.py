@@ -25,7 +25,6 @@ from sparsify.codegen.kernels.cpu.simd import (
     store,
 )
 from sparsify.layouts import LANES
-from sparsify.selectors import BlockScoring
 
 if TYPE_CHECKING:
     from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
@@ -300,9 +299,3 @@ class LineWeights(BlockWeights):
         with T.serial(blocks) as block:
             ahead = self.found[source + block + (last - blocks)]
             store(weights, at + block, self.found[source + block] + ahead, 1)
-
-
-WEIGHINGS: dict[BlockScoring, type[BlockWeights]] = {
-    "pooled": PooledWeights,
-    "lines": LineWeights,
-}

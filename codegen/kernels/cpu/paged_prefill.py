@@ -22,6 +22,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     Tensor,
     bind,
     i64,
+    in_name,
     prim_func,
     require,
     splat,
@@ -38,15 +39,18 @@ class PagedPrefill(PagedAttention):
         vectors: query tile, in vectors.
         block: queries, and pages, of the blocks that lists name; None: all are read. A block of
             queries is made of whole tiles, and there is no window.
+        skip: see `FlashTiles`.
     """
 
     vectors: int
     block: tuple[int, int] | None = None
+    skip: float = 0.0
 
     @property
     def name(self) -> str:
         block = "" if self.block is None else f"_b{self.block[0]}_{self.block[1]}"
-        return f"paged_prefill_{self._suffix}_v{self.vectors}{block}"
+        skip = f"_s{in_name(self.skip)}" if self.skip else ""
+        return f"paged_prefill_{self._suffix}_v{self.vectors}{block}{skip}"
 
     def build(self) -> Any:
         """A PrimFunc ``(query, keys, values, pages, lengths, counts[, selected], layer, length,
@@ -62,7 +66,8 @@ class PagedPrefill(PagedAttention):
 class _Emitter(FlashTiles):
     def __init__(self, spec: PagedPrefill) -> None:
         heads = (spec.heads, spec.kv_heads, spec.head_dim)
-        super().__init__(spec.isa, heads, spec.vectors, spec.features, spec.offset, spec.scores, 1)
+        place = (spec.features, spec.offset)
+        super().__init__(spec.isa, heads, spec.vectors, *place, spec.scores, 1, spec.skip)
         self.spec = spec
         self.reach = Reach.of(Band(causal=True, window=spec.scores.window))
         self.cache = CacheOperands("paged_attention", spec.kv_heads, spec.head_dim)

@@ -1,6 +1,6 @@
 """Chooses the blocks of keys that blocks of new tokens read: the kernel family of all selectors.
 
-what the selector knows of every block of keys (parallel)      # block_weights.py
+what the selector knows of every block of keys (parallel)      # the members of WEIGHINGS
 for query head, block of queries (parallel):
   weights of the blocks of keys that it may see
   the blocks of the highest weights, and those always read, ascending    # top_ranks.py
@@ -14,8 +14,9 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.block_weights import WEIGHINGS
+from sparsify.codegen.kernels.cpu.block_weights import BlockWeights, LineWeights, PooledWeights
 from sparsify.codegen.kernels.cpu.paged_cache import PAGE, WHOLE, CacheOperands
+from sparsify.codegen.kernels.cpu.query_aware_weights import QueryAwareWeights
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Integer,
@@ -35,6 +36,12 @@ from sparsify.codegen.kernels.cpu.top_ranks import PADDING, TopRanks
 from sparsify.layouts import LANES
 from sparsify.ops import DENSITY_STEPS
 from sparsify.selectors import BlockScoring
+
+WEIGHINGS: dict[BlockScoring, type[BlockWeights]] = {
+    "pooled": PooledWeights,
+    "lines": LineWeights,
+    "query_aware": QueryAwareWeights,
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,13 @@ import onnx
 import torch
 from onnx import external_data_helper
 
-from sparsify.frontend.onnx.functions import Functions, functions_of, inlined, versions_of
+from sparsify.frontend.onnx.functions import (
+    Functions,
+    check_calls,
+    functions_of,
+    inlined,
+    versions_of,
+)
 from sparsify.frontend.onnx.model import Input, OnnxModel
 from sparsify.frontend.onnx.registry import STANDARD, Unsupported, standard
 from sparsify.frontend.onnx.sparse import densify
@@ -57,9 +63,10 @@ def read_onnx(
     _check_versions(proto, file)
     functions = functions_of(proto)
     try:
+        check_calls(proto)
         proto = inlined(proto)
     except Exception as error:  # the onnx package's own, of several kinds
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ValueError(f"{file}: its functions cannot be inlined: {reason}") from error
     for tensor in external_data_helper._get_all_tensors(proto):
         if external_data_helper.uses_external_data(tensor):

@@ -7,7 +7,8 @@ function's own versions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 import onnx
 import onnx.inliner
@@ -16,6 +17,9 @@ from sparsify.frontend.onnx.registry import handlers, standard
 
 Functions = Mapping[tuple[str, str], onnx.FunctionProto]
 """By domain and name."""
+
+_MOST_NODES: Final = 2**20
+"""Of a model with all calls written out."""
 
 
 def functions_of(proto: onnx.ModelProto) -> dict[tuple[str, str], onnx.FunctionProto]:
@@ -27,6 +31,34 @@ def versions_of(
 ) -> dict[str, int]:
     """The version of each operator domain that a model or a function imports."""
     return {standard(entry.domain): entry.version for entry in proto.opset_import}
+
+
+def check_calls(proto: onnx.ModelProto) -> None:
+    """Refuses functions that call themselves, and those that call each other to no end.
+
+    Two dozen functions that each call the next one twice are a file of a kilobyte and millions of
+    nodes.
+
+    Raises:
+        ValueError: names the function, or the number of nodes.
+    """
+    functions, counts = functions_of(proto), dict[tuple[str, str], int | None]()
+
+    def nodes_of(nodes: Iterable[onnx.NodeProto]) -> int:
+        total = 0
+        for node in nested(nodes):
+            key = standard(node.domain), node.op_type
+            if key in functions and key not in counts:
+                counts[key] = None
+                counts[key] = nodes_of(functions[key].node)
+            count = counts.get(key, 1)
+            if count is None:
+                raise ValueError(f"the function {node.op_type!r} calls itself")
+            total += count
+        return total
+
+    if (total := nodes_of(proto.graph.node)) > _MOST_NODES:
+        raise ValueError(f"its functions call each other for {total:.1e} nodes; damaged or hostile")
 
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,7 +93,12 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """All nodes, those of functions and sub-graphs among them."""
-    pending = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
+    return nested([*proto.graph.node, *(node for f in proto.functions for node in f.node)])
+
+
+def nested(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes and those of their sub-graphs."""
+    pending = list(nodes)
     while pending:
         node = pending.pop()
         yield node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsify.ops.block_selection import DENSITY_STEPS
+from sparsify.ops.onnx.block_divergence import DIVERGENCE
 from sparsify.ops.onnx.kv_cache import CONSTANTS, COUNTS, KEYS, PAGES, positions, query_heads
 from sparsify.ops.onnx.page_selection import HEAD_DIM, LENGTHS, TABLE, scoring_of
 from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, camel, extent, integer, lines
@@ -112,7 +113,7 @@ _POOLED_WEIGHTS = (
     "products = MatMul(gated_queries, group_columns)",
     "scores = Mul(products, factor)",
     "seen_scores = Where(visible, scores, lowest)",
-    "weights = Softmax <axis: int = -1> (seen_scores)",
+    "mean_weights = Softmax <axis: int = -1> (seen_scores)",
 )
 
 _LINES = (
@@ -164,7 +165,7 @@ _LINES = (
     "row_found = Expand(each_row_found, plane_shape)",
     "found_ahead = GatherElements <axis: int = 4> (row_found, ahead_index)",
     "both_found = Add(row_found, found_ahead)",
-    "weights = Where(visible, both_found, nothing)",
+    "line_weights = Where(visible, both_found, nothing)",
 )
 
 _CHOICE = (
@@ -244,6 +245,11 @@ def _of(chosen_by: type[BlockSelector]) -> OnnxOperator:
     scoring = scoring_of(chosen_by)
     gated = bool(chosen_by.tensors)
     pooled = (*_POOLED, *(_GATED if gated else _PLAIN), *_POOLED_WEIGHTS)
+    weights = {
+        "pooled": (*pooled, "weights = Identity(mean_weights)"),
+        "lines": (*_LINES, "weights = Identity(line_weights)"),
+        "query_aware": (*pooled, *_LINES, *DIVERGENCE),
+    }
     return OnnxOperator(
         f"SelectBlocks{camel(chosen_by.name)}",
         "select_blocks",
@@ -285,7 +291,7 @@ def _of(chosen_by: type[BlockSelector]) -> OnnxOperator:
             *_SIZES,
             *_ROWS,
             *_KEYS_OF_SEQUENCE,
-            *(pooled if scoring == "pooled" else _LINES),
+            *weights[scoring],
             *_CHOICE,
         ),
     )

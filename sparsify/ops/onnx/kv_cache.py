@@ -130,7 +130,12 @@ def paged_attention(softcap: bool, selected: bool = False) -> OnnxOperator:
         "paged_attention",
         "Causal attention of the newest tokens over a paged cache that holds them already"
         + ("; scores s become softcap * tanh(s / softcap)" if softcap else "")
-        + ("; only the listed blocks of block[1] pages are seen." if selected else "."),
+        + (
+            "; only the listed blocks of block[1] pages are seen, "
+            "of which those may be left out whose weights are all below exp(-skip); 0 forbids it."
+            if selected
+            else "."
+        ),
         (
             Port("query", FLOAT, "[batch, length, features], heads from feature offset"),
             Port("keys", FLOAT, KEYS),
@@ -148,7 +153,7 @@ def paged_attention(softcap: bool, selected: bool = False) -> OnnxOperator:
             "scale": "float",
             "window": "int",
             **({"softcap": "float"} if softcap else {}),
-            **({"block": "ints"} if selected else {}),
+            **({"block": "ints", "skip": "float"} if selected else {}),
         },
         lines(*CONSTANTS, *_gathered(), *_scores(softcap), *_attended(softcap, selected)),
     )

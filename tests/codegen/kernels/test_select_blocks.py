@@ -1,5 +1,6 @@
 """Selection of blocks of keys for blocks of queries, against the plain reference in float64."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from sparsify.codegen.kernels.cpu.paged_prefill import PagedPrefill
 from sparsify.codegen.kernels.cpu.scores import Scores
 from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
 from sparsify.layouts import LANES
-from sparsify.ops import PAGE, from_lanes, paged_attention, select_blocks
+from sparsify.ops import PAGE, below_maximum, from_lanes, paged_attention, select_blocks
 from sparsify.selectors import block_selector
 from tests.codegen.kernels.test_select_pages import LAYER, Case, Operands
 
@@ -58,6 +59,8 @@ CASES = {
     "mass": Blocks("pooled", 2, 1, 7, (16, 2), 0.9, 0.4, 0, 2),
     "gate": Blocks("block_gate", 4, 4, 9, (64, 1), 0.2),
     "lines": Blocks("vertical_slash", 6, 3, 24),
+    "aware": Blocks("query_aware", 6, 2, 24),
+    "aware of mass": Blocks("query_aware", 2, 1, 7, (16, 2), 0.9, 0.4, 0, 2),
     "lines of mass": Blocks("vertical_slash", 1, 1, 33, (128, 3), 0.5, 0.3, 2, 1),
 }
 
@@ -175,3 +178,49 @@ def test_attention_over_selected_blocks(
     lists[0, 0, 0, 0] = columns
     with pytest.raises(IndexError, match="begins after the sequence"):
         library(kernel, inputs, (-(-tokens // LANES), 6 * 24, LANES))
+
+
+@pytest.mark.parametrize("skip", [2.0, 6.0, 12.0])
+def test_blocks_below_the_maximum_are_skipped_within_the_bound(
+    width: Any,
+    build: Callable[..., Any],
+    lanes: Callable[[torch.Tensor], torch.Tensor],
+    skip: float,
+) -> None:
+    """Keys lie along one direction, those of a block at a level of its own, in any order."""
+    vectors = {"avx512": 2, "avx2": 1, "neon": 4}[width.isa.name]
+    length, total, block = 64, 640, (64, 4)
+    kernel = PagedPrefill(
+        width.isa, 2, 1, 24, 2 * 24 + 8, 5, Scores(0.3, 0, 0.0), vectors, block, skip
+    )
+    library = build([kernel], width.target)
+    given = Blocks("pooled", 2, 1, 24).operands(length, [total], [length])
+    direction = torch.nn.functional.normalize(torch.randn(24), dim=0)
+    levels = torch.randperm(total // 64).repeat_interleave(64 // PAGE) * 2.0
+    pages = given.pages[0].long()[: total // PAGE]
+    given.keys[LAYER, pages] += (levels[:, None] * direction)[:, None, :, None]
+    given.query[..., 5:53] = (
+        given.query[..., 5:53].unflatten(-1, (2, 24)) / 8 + 5 * direction
+    ).flatten(-2)
+    lists = torch.arange(total // 64, dtype=torch.int32).expand(1, 1, 1, -1).contiguous()
+    inputs = [
+        lanes(given.query), given.keys, given.values, given.pages, given.lengths, given.counts,
+        lists, LAYER, length,
+    ]  # fmt: skip
+    y = library(kernel, inputs, (length // LANES, 2 * 24, LANES), (1, 2))
+    found = from_lanes.reference(y, (length,)).view(length, 2, 24).transpose(0, 1)
+    query = given.query[0, :, 5:53].double().unflatten(-1, (2, 24)).transpose(0, 1)
+    keys = given.keys[LAYER, pages, 0].double().transpose(0, 1).flatten(1)
+    values = given.values[LAYER, pages, 0].double().flatten(0, 1)
+    scores = (query @ keys * 0.3).masked_fill(
+        torch.arange(total) > torch.arange(total - length, total)[:, None], float("-inf")
+    )
+    low = below_maximum(scores, skip, block[1] * PAGE, vectors * width.isa.vector)
+    if skip == 2.0:
+        assert 0.2 < float(low.double().mean()) < 1
+    expected = scores.masked_fill(low, float("-inf")).softmax(-1) @ values
+    # fp32 scores of magnitude s carry errors of s * 2**-23, which the weights show.
+    bound = 4e-6 + float(scores.max()) * 2**-22
+    assert bool(((found - expected).abs() <= bound * (1 + expected.abs())).all())
+    change = float((expected - scores.softmax(-1) @ values).abs().max())
+    assert change <= 2 * total * math.exp(-skip) * float(values.abs().max())

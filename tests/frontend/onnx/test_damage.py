@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -161,6 +163,46 @@ WRONG = [
 @pytest.mark.parametrize("change", WRONG)
 def test_one_wrong_thing_is_told(folder: Path, change: str) -> None:
     assert outcome(changed(change), folder) is not None
+
+
+HEADER = """<ir_version: 9, opset_import: ["" : 17, "own": 1]>
+    g (float[N, 4] x) => (float[N, 4] y) { y = own.f0(x) }
+"""
+
+
+def function(body: str, name: str = "f0", version: int = 17) -> str:
+    return (
+        f'<domain: "own", opset_import: ["" : {version}, "own": 1]> {name} (a) => (b) {{ {body} }}'
+    )
+
+
+CALLS = {
+    "itself": ([function("b = own.f0(a)")], "calls itself"),
+    "itself at another version": ([function("b = own.f0(a)", version=13)], "calls itself"),
+    "each other": (
+        [function("b = own.f1(a)"), function("b = own.f0(a)", "f1")],
+        "calls itself",
+    ),
+    "each next one twice": (
+        [
+            *(function(f"c = own.f{i + 1}(a) b = own.f{i + 1}(c)", f"f{i}") for i in range(30)),
+            function("b = Relu(a)", "f30"),
+        ],
+        "1.1e\\+09 nodes",
+    ),
+    "with more inputs than it has": ([function("b = Relu(a)")], "cannot be inlined"),
+    "of two": ([function("b = Relu(a)")] * 2, "multiple local functions"),
+}
+
+
+@pytest.mark.parametrize("calls", CALLS)
+def test_wrong_functions_are_told(folder: Path, calls: str) -> None:
+    functions, told = CALLS[calls]
+    model = onnx.parser.parse_model(HEADER + "\n".join(functions))
+    if calls == "with more inputs than it has":
+        model.graph.node[0].input.append("x")
+    error = outcome(model.SerializeToString(), folder)
+    assert error is not None and re.search(told, str(error))
 
 
 def test_a_declared_type_without_a_pytorch_type_is_no_crash(folder: Path) -> None:

@@ -35,6 +35,6 @@ def cases() -> Iterator[Case]:
         operator = paged_attention(bool(softcap), True)
         inputs = of(operator, {**dict(zip(NAMES, case.args, strict=False)), "selected": lists})
         attributes = dict(zip(NAMES[6:], case.args[6:9], strict=True))
-        attributes |= {"scale": scale, "window": window, "block": block}
+        attributes |= {"scale": scale, "window": window, "block": block, "skip": 0.0}
         attributes |= {"softcap": softcap} if softcap else {}
         yield Case(operator, inputs, attributes, (call("paged_attention", *case.args),))

@@ -1,5 +1,7 @@
 """Selections of blocks of keys for blocks of queries, block by block."""
 
+import math
+
 import torch
 
 from sparsify import ops
@@ -7,7 +9,7 @@ from tests.ops.eager.case import TOKENS, Case
 from tests.ops.eager.kv_cache import HEAD_DIM, LAYER
 from tests.ops.eager.page_selection import HEADS, OFFSET, long_cache
 
-SELECTORS = ("pooled", "block_gate", "vertical_slash")
+SELECTORS = ("pooled", "block_gate", "vertical_slash", "query_aware")
 SCALE = 0.7
 
 
@@ -30,14 +32,18 @@ def cases(lanes: bool) -> list[Case]:
                 ).double()
                 q = query[row, :count, OFFSET + head * HEAD_DIM :][:, :HEAD_DIM].double()
                 gate = gates[0][head].double() if gates else torch.eye(HEAD_DIM).double()
+                size = block[1] * ops.PAGE
+                by_lines = selector == "vertical_slash"
+                if selector == "query_aware" and count:
+                    by_lines = diverges(q, keys, size)
                 for part in range(-(-count // block[0])):
                     own = q[part * block[0] : (part + 1) * block[0]]
                     first = start + part * block[0]
-                    if selector == "vertical_slash":
-                        weights = lines(q, keys, first + len(own) - 1, block[1] * ops.PAGE)
+                    if by_lines:
+                        weights = lines(q, keys, first + len(own) - 1, size)
                     else:
-                        weights = pooled(own @ gate, keys, first, block[1] * ops.PAGE)
-                    near = first // (block[1] * ops.PAGE)
+                        weights = pooled(own @ gate, keys, first, size)
+                    near = first // size
                     listed = chosen(weights, near, density, mass, sinks, recent)
                     lists[row, head, part, : len(listed)] = torch.tensor(listed)
         args = (
@@ -60,14 +66,32 @@ def pooled(own, keys, first, size):
     return (scores.exp() / scores.exp().sum()).tolist()
 
 
-def lines(queries, keys, last, size):
-    """Shares of blocks by the latest queries, there and at the same distance."""
+def diverges(queries, keys, size):
+    """Whether means are too far from what the latest queries look at."""
+    latest = queries[-16:]
+    estimate = pooled(latest, keys, len(keys) - len(latest), size)
+    truth = [share / len(latest) for share in looked_at(queries, keys, size)]
+    found = 0.0
+    for a, b in zip(estimate, truth, strict=True):
+        for share in (a, b):
+            found += share * math.log(share / ((a + b) / 2)) / 2 if share else 0.0
+    return found >= 0.1**2
+
+
+def looked_at(queries, keys, size):
+    """What the latest queries give to each block."""
     given = [0.0] * -(-len(keys) // size)
     for back in range(min(16, len(queries))):
         seen = len(keys) - back
         scores = (keys[:seen] @ queries[len(queries) - 1 - back] * SCALE).exp()
         for place, score in enumerate(scores):
             given[place // size] += float(score / scores.sum())
+    return given
+
+
+def lines(queries, keys, last, size):
+    """Shares of blocks by the latest queries, there and at the same distance."""
+    given = looked_at(queries, keys, size)
     count = last // size + 1
     return [given[j] + given[j + len(given) - count] for j in range(count)]
 

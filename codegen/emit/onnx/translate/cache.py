@@ -42,9 +42,12 @@ def paged_attention(
     extents: Sequence[int] = (),
     selected: Any = None,
     block: Sequence[int] = (1, 1),
+    skip: float = 0.0,
 ) -> Any:
     assert not extents
-    lists, sizes = ([], {}) if selected is None else ([selected], {"block": list(block)})
+    lists, sizes = (
+        ([], {}) if selected is None else ([selected], {"block": list(block), "skip": skip})
+    )
     cap = {"softcap": softcap} if softcap else {}
     return emit(
         caches.paged_attention(bool(softcap), selected is not None),
