@@ -131,7 +131,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Device:
-    """A machine that is reached by ssh and has a C compiler."""
+    """A machine that is reached by ssh and has a C compiler.
+
+    Attributes:
+        address: ``[user@]host[:port]``, or what else ssh takes; a host of its configuration too.
+    """
 
     address: str
 
@@ -166,8 +170,10 @@ class Device:
             raise ForeignError(f"{self.address}: the program said {' '.join(lines)}") from None
 
     def _do(self, command: str, given: bytes = b"") -> str:
+        with_port = re.fullmatch(r"[^:/]+:[0-9]+", self.address)
+        place = f"ssh://{self.address}" if with_port else self.address
         done = subprocess.run(
-            ["ssh", "-o", "BatchMode=yes", self.address, command],
+            ["ssh", "-o", "BatchMode=yes", "--", place, command],
             input=given, capture_output=True, check=False,
         )  # fmt: skip
         if done.returncode:

@@ -69,7 +69,7 @@ def benchmark(
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="USER@HOST",
+            metavar="USER@HOST[:PORT]",
             help="Time the model, exported as C for --target, on this machine, by ssh.",
         ),
     ] = None,

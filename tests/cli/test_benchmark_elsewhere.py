@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from sparsify.bench.foreign import Device, ForeignError
+
 CONFIG = """
 IdentityFile {keys}/user
 UserKnownHostsFile {keys}/known
@@ -86,6 +88,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for folder in (keys, temporary, tools):
         folder.mkdir()
     with serving(keys, temporary) as port:
+        (tmp_path / "port").write_text(str(port))
         (keys / "config").write_text(CONFIG.format(keys=keys, port=port))
         tool = tools / "ssh"
         tool.write_text(f'#!/bin/sh\nexec {client} -F {keys / "config"} "$@"\n')
@@ -103,6 +106,15 @@ def test_times_of_a_device(cli, tiny: str, board: Path) -> None:
     assert record["device"] == "pi@board" and record["runs"] == 7
     assert 0 < record["p10_ms"] <= record["p50_ms"] <= record["p90_ms"]
     assert not list(board.iterdir()), "what was built there is left"
+
+
+def test_addresses_of_devices(board: Path) -> None:
+    """A host of ssh's configuration, one with a port, a URI; never an option of ssh."""
+    port = (board.parent / "port").read_text()
+    for address in ("pi@board", f"pi@127.0.0.1:{port}", f"ssh://pi@127.0.0.1:{port}"):
+        assert Device(address)._do("echo here; cat", b" and there") == "here\n and there"
+    with pytest.raises(ForeignError, match="hostname contains invalid characters"):
+        Device("-oProxyCommand=true")._do("true")
 
 
 @pytest.mark.isa("x86-avx2")

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ int main(void) {
   in[0].shape[1] = -1; run(in, out, workspace, bytes);
   in[0].shape[1] = INT64_MAX; run(in, out, workspace, bytes);
   in[1].shape[1] = 18; run(in, out, workspace, bytes);
-  printf("%d\\n", model_run_entry(7, in, out, workspace, bytes));
+  printf("%d %s\\n", model_run_entry(7, in, out, workspace, bytes), model_last_error());
   run(in, out, workspace, bytes);
   return 0;
 }
@@ -200,9 +201,50 @@ def test_wrong_arguments_are_answered_with_a_code(folder: Path, host: Any) -> No
 2 input 'x' has a size out of its range
 2 input 'x' has a size out of its range
 2 input 'keep' has a size that differs from another input's
-1
+1 the entry does not exist
 0 """
     assert done.stdout.strip().splitlines() == [line.strip() for line in expected.split("\n")[1:]]
+
+
+FAILING = """
+#include <stdio.h>
+#include "launch.h"
+#include "sparsify.h"
+
+extern void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int);
+extern int (*__TVMBackendFreeWorkspace)(int, int, void *);
+
+/* Takes half of the scratch memory; fails, or gives it back. */
+static int work(int task, sparsify_tasks *tasks, void *fails) {
+  void *block = __TVMBackendAllocWorkspace(1, 0, 8192, 2, 32);
+  (void)task, (void)tasks;
+  if (!block) return -2;
+  return *(int *)fails ? -1 : __TVMBackendFreeWorkspace(1, 0, block);
+}
+
+int main(void) {
+  int fails = 1;
+  if (sparsify_set_threads(THREADS) != SPARSIFY_OK) return 1;
+  for (int i = 0; i < 200; ++i)
+    if (sparsify_launch(work, &fails, 0) != -1) return 2;
+  fails = 0;
+  printf("%d\\n", sparsify_launch(work, &fails, 0));
+  return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tasks_that_fail_leave_their_scratch_memory(
+    threads: int, host: Any, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "failing.c").write_text(FAILING)
+    launch = ["serial.c"] if threads == 1 else ["threads.c", "pool.c"]
+    sources = ["failing.c", *(str(folder / file) for file in ("sparsify.c", *launch))]
+    flags = ["-std=gnu11", "-pthread", *SANITIZERS, f"-DTHREADS={threads}", f"-I{folder}"]
+    command = ["cc", *flags, *sources, "-o", "failing"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert host.run(tmp_path / "failing").stdout == "0\n"
 
 
 class Doubled(nn.Module):
@@ -244,6 +286,19 @@ def test_sizes_that_do_not_go_through_the_model_are_refused(tmp_path: Path, host
     ]
 
 
+CLOSE = """
+import _ctypes, time
+import numpy as np
+from model import Model
+
+model = Model("build/libmodel.so")
+assert model._library.sparsify_set_threads(2) == 0
+model(np.zeros((3, 40, 48), "f4"), np.zeros((3, 40), "f4"))
+_ctypes.dlclose(model._library._handle)
+time.sleep(0.05)
+"""
+
+
 CPP = """
 #include <cstdio>
 #include "model.hpp"
@@ -260,6 +315,11 @@ int main() {
   float total = 0;
   for (int j = 0; j < 34; ++j) total += model::Model::data<float>(scores)[j];
   std::printf("%lld %.4f\\n", static_cast<long long>(scores.shape[1]), total);
+  try {
+    model::Model other(1);
+  } catch (const std::out_of_range &error) {
+    std::puts(error.what());
+  }
   net.input(0).shape[0] = 9;
   try {
     net.run();
@@ -297,11 +357,18 @@ def test_cmake_and_the_wrappers(folder: Path, host: Any, net: nn.Module) -> None
         with pytest.raises(ValueError, match="input 'x' has a size out of its range"):
             model(np.zeros((4, 9, 48), "f4"), np.zeros((4, 9), "f4"))
 
+    done = subprocess.run([sys.executable, "-c", CLOSE], cwd=folder, check=False)
+    assert done.returncode == 0, "threads outlived the library's code"
+
     (folder / "use.cpp").write_text(CPP)
     command = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "use.cpp", "build/libmodel.a"]
     subprocess.run([*command, "-pthread", "-o", "use"], cwd=folder, check=True)
     said = subprocess.run([folder / "use"], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines() == ["2 2.0000", "input 'x' has a size out of its range"]
+    assert said.splitlines() == [
+        "2 2.0000",
+        "model has no such entry",
+        "input 'x' has a size out of its range",
+    ]
 
 
 def test_what_cannot_be_exported(compiled: Any, tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ typedef int sparsify_task(int task, sparsify_tasks *tasks, void *closure);
 /* Runs every task of a loop; 0, or what the first failing task returned. */
 int sparsify_launch(sparsify_task *run, void *closure, int tasks);
 
+/* Runs one task. If it fails, what it took of the thread's scratch memory is free again. */
+int sparsify_run_task(sparsify_task *run, int task, sparsify_tasks *tasks, void *closure);
+
 /* The calling thread's message, 256 bytes. */
 char *sparsify_message(void);
 

@@ -215,6 +215,7 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
                  sparsify_tensor *outputs, void *const *state, void *workspace,
                  size_t workspace_bytes) {
   Run run = {entry, weights, inputs, outputs, NULL, workspace, {0}};
+  if (!entry) return fail(SPARSIFY_NULL, "the entry", NULL, " does not exist");
   if (!weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, " was not initialised");
   if (!inputs || !outputs) return fail(SPARSIFY_NULL, "inputs or outputs", NULL, " are null");
   if (entry->state_bytes) {
@@ -233,7 +234,7 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
                 " is smaller than this model needs; build sparsify.c with the model's own value");
   int status = check(entry, inputs, outputs, run.computed);
   if (status) return status;
-  scratch_used = 0; /* a kernel that failed gave nothing back */
+  scratch_used = 0; /* a kernel that failed outside of its tasks gave nothing back */
   for (int i = 0; i < entry->call_count; ++i)
     if (call(&run, &entry->calls[i]) != 0) return SPARSIFY_KERNEL_FAILED;
   return SPARSIFY_OK;
@@ -258,6 +259,13 @@ static int give_scratch(int device_type, int device, void *block) {
   (void)device_type, (void)device;
   scratch_used = (size_t)((uint8_t *)block - scratch);
   return 0;
+}
+
+int sparsify_run_task(sparsify_task *run, int task, sparsify_tasks *tasks, void *closure) {
+  size_t before = scratch_used;
+  int status = run(task, tasks, closure);
+  if (status != 0) scratch_used = before;
+  return status;
 }
 
 /* Kernels reach these through pointers by TVM's names. */

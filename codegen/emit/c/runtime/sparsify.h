@@ -122,7 +122,8 @@ int sparsify_check_weights(const void *weights, size_t bytes, const void *identi
 /* Whether a state can lie there; if so, it is emptied: all zero. */
 int sparsify_clear_state(void *memory, size_t bytes, size_t expected_bytes);
 
-/* `state` points to the address of the state, and is not read for an entry without one. */
+/* `entry` may be null, for one that does not exist: an error as any other.
+ * `state` points to the address of the state, and is not read for an entry without one. */
 int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsify_tensor *inputs,
                  sparsify_tensor *outputs, void *const *state, void *workspace,
                  size_t workspace_bytes);

@@ -19,8 +19,19 @@ static int release(void *error) {
   return 0;
 }
 
+typedef struct {
+  sparsify_task *run;
+  void *closure;
+} Job;
+
+static int run_one(int task, sparsify_tasks *tasks, void *closure) {
+  const Job *job = closure;
+  return sparsify_run_task(job->run, task, tasks, job->closure);
+}
+
 int sparsify_launch(sparsify_task *run, void *closure, int tasks) {
-  return sparsify_pool_launch(run, closure, tasks);
+  Job job = {run, closure}; /* outlives the launch, which waits for all tasks */
+  return sparsify_pool_launch(run_one, &job, tasks);
 }
 
 int sparsify_set_threads(int threads) {
