@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch.utils import _pytree
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from sparsify.c_names import c_name, check_model_name
 from sparsify.contracts import PassContext
 from sparsify.passes import parse_pipeline, run_pipeline
 from sparsify.plan import Plan
@@ -43,8 +43,7 @@ def export_c(
     from sparsify.codegen.support import unsupported_reason
     from sparsify.codegen.target import Target
 
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"export_c: name {name!r} must be a C identifier in lower case")
+    check_model_name(name)
     chosen = Target.parse(target)
     chosen.tvm()  # refuses a wrong CPU before the passes run
     context = PassContext(
@@ -88,7 +87,7 @@ def _entry(program: Program, largest: Sizes, state: Mapping[str, str]) -> Export
             "that nothing computes; return it outside of the model"
         )
     given = {n: node for n, node in _inputs(program).items() if node.name in region.inputs}
-    inputs = {_c_name(n): region.inputs.index(node.name) for n, node in given.items()}
+    inputs = {c_name(n): region.inputs.index(node.name) for n, node in given.items()}
     if len(inputs) < len(given):
         raise ValueError(
             f"export_c: entry {program.name!r}: the inputs {', '.join(given)} have names that C "
@@ -103,7 +102,7 @@ def _entry(program: Program, largest: Sizes, state: Mapping[str, str]) -> Export
     held = _held(program, inputs, outputs, state)
     ranges = _ranges(program, largest)
     for name, node in given.items():
-        if _c_name(name) in held:  # what is kept from run to run keeps its shape
+        if c_name(name) in held:  # what is kept from run to run keeps its shape
             fixed = [size for size in map(str, node.meta["val"].shape) if size in ranges]
             ranges |= {size: (ranges[size][1], ranges[size][1]) for size in fixed}
     after = {new for _, new in held.values()}
@@ -125,18 +124,18 @@ def _held(
     """Inputs that outlive a run, as `ExportedEntry.state`: changed in place, or in ``state``."""
     nodes = _inputs(program)
     held: dict[str, tuple[int, int | None]] = {
-        _c_name(name): (inputs[_c_name(name)], None)
+        c_name(name): (inputs[c_name(name)], None)
         for name, node in nodes.items()
         if node in program.state()
     }
     for name, title in state.items():
         where = f"export_c: state {{{name!r}: {title!r}}}: entry {program.name!r} has no"
-        place, new = inputs.get(_c_name(name)), outputs.get(_c_name(title))
+        place, new = inputs.get(c_name(name)), outputs.get(c_name(title))
         if place is None:
             raise ValueError(f"{where} input {name!r}; its inputs are {', '.join(nodes)}")
         if new is None:
             raise ValueError(f"{where} result {title!r}; its results are {', '.join(outputs)}")
-        held[_c_name(name)] = (place, new)
+        held[c_name(name)] = (place, new)
     return held
 
 
@@ -187,9 +186,5 @@ def _result_names(program: Program) -> list[str | None]:
     for path, _ in _pytree.tree_flatten_with_path(tree)[0]:
         keys = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
         named = [key for key in keys if key]
-        names.append(_c_name("_".join(named)) if named else None)
+        names.append(c_name("_".join(named)) if named else None)
     return names
-
-
-def _c_name(text: str) -> str:
-    return re.sub(r"\W", "_", text).lower()

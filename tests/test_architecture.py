@@ -16,7 +16,7 @@ FOLDERS = {"sparsify": "sparsify", "sparsify.passes": "passes", "sparsify.codege
 
 # From the ground up. A room imports itself and rooms on lower floors, never one on its own floor.
 FLOORS = [
-    {"clock", "effects", "memory", "sources"},
+    {"c_names", "clock", "effects", "memory", "sources"},
     {"arguments", "specs"},
     {"config", "report", "signature"},
     {"band", "gates", "layouts", "patterns", "routers", "selectors"},

@@ -405,3 +405,11 @@ def test_sizes_of_the_examples_are_the_largest(
     np.save(tmp_path / "x.npy", np.zeros((2, 21, 48), "f4"))
     done = host.run(program, "x.npy", "keep.npy", check=False)
     assert done.returncode == 1 and "input 'x' has a size out of its range" in done.stderr
+    huge = (
+        (tmp_path / "x.npy").read_bytes().replace(b"(2, 21, 48)", b"(9223372036854775807, 21, 48)")
+    )
+    (tmp_path / "x.npy").write_bytes(huge)
+    done = host.run(program, "x.npy", "keep.npy", check=False)
+    assert done.returncode == 1 and done.stderr.endswith("x.npy: is larger than memory\n")
+    done = host.run(program, "--weights", "none", "x.npy", "keep.npy", check=False)
+    assert done.returncode == 1 and done.stderr.endswith("none: the file cannot be read\n")

@@ -64,6 +64,10 @@ static const char *npy_read(const char *path, const sparsify_spec *spec, sparsif
     at += strspn(at, "(, ");
     if (*at < '0' || *at > '9') at = NULL;
     else tensor->shape[d] = strtoll(at, &at, 10);
+    if (at && tensor->shape[d] > 0 && bytes > SIZE_MAX / 2 / (size_t)tensor->shape[d]) {
+      fclose(file);
+      return "is larger than memory";
+    }
     if (at) bytes *= (size_t)tensor->shape[d];
   }
   if (!at || at[strspn(at, "(, ")] != ')') {
