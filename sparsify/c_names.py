@@ -38,9 +38,12 @@ _FILES = frozenset(
 def c_name(text: str) -> str:
     """A name of a tensor as an identifier, in lower case: ``Next.h`` -> ``next_h``."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII).lower()
-    if re.match(r"\d", name):
-        return f"_{name}"
-    return f"{name}_" if name in _WORDS or name == "memory" else name
+    return f"_{name}" if re.match(r"\d", name) else name
+
+
+def member_name(name: str) -> str:
+    """The member of a struct for a tensor's name: ``new`` -> ``new_``."""
+    return f"{name}_" if name in _WORDS else name
 
 
 def check_model_name(name: str) -> None:

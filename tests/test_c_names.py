@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsify.c_names import c_name, check_model_name
+from sparsify.c_names import c_name, check_model_name, member_name
 
 
 @pytest.mark.parametrize(
@@ -12,13 +12,15 @@ from sparsify.c_names import c_name, check_model_name
         ("Next.h", "next_h"),
         ("1", "_1"),
         ("größe", "gr__e"),
-        ("register", "register_"),
-        ("new", "new_"),
-        ("memory", "memory_"),
     ],
 )
 def test_names_of_tensors(text: str, name: str) -> None:
     assert c_name(text) == name
+
+
+@pytest.mark.parametrize("name, member", [("h", "h"), ("new", "new_"), ("register", "register_")])
+def test_names_of_members(name: str, member: str) -> None:
+    assert member_name(name) == member
 
 
 @pytest.mark.parametrize("name", ["model", "tiny_2", "sparsify_model"])

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import sparsify
+from sparsify.codegen.emit.c.state import StateTensor
 from sparsify.ops import PAGE
 
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -234,3 +235,9 @@ def test_what_a_target_cannot_address_is_refused(
     with pytest.raises(ValueError, match=message + "inputs and outputs 10,"):
         compiled.export_c(tmp_path / "none", target="armv7-neon", largest=largest)
     assert not (tmp_path / "none").exists()
+
+
+def test_members_have_names_that_c_takes() -> None:
+    names = {"h": "h", "memory": "memory_", "new": "new_"}
+    for name, member in names.items():
+        assert StateTensor(name, "float32", (1,), 0, 4).member == member

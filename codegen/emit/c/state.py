@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsify.c_names import member_name
 from sparsify.codegen.emit.c.arena import Bounds, aligned
 from sparsify.codegen.emit.c.straight import ExportError, StraightCode
 
@@ -25,6 +26,11 @@ class StateTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    @property
+    def member(self) -> str:
+        """Of the struct; ``memory`` is the struct's own."""
+        return "memory_" if self.name == "memory" else member_name(self.name)
 
     @property
     def c_type(self) -> str:
