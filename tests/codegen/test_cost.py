@@ -90,7 +90,7 @@ def test_dense_weights_stay_dense_and_sparse_ones_do_not(
 
 @pytest.mark.parametrize("shape", SHAPES[:4])
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8])
-def test_few_tokens_go_from_dense_by_way_of_bitmaps_to_gathers(
+def test_few_tokens_go_from_dense_by_way_of_bitmaps_to_sell(
     cost: CpuCostModel, shape: tuple[int, int], tokens: int
 ) -> None:
     order = [(Dense, DenseColumns, PackedDense), (Bitmap,), (Sell,)]

@@ -260,13 +260,13 @@ class SellTiles(LaneTiles):
 
 def _column(packed: Expr, index: int, pitch: int) -> Expr:
     """Of four columns times 16, the one at an index, times ``pitch``: a shift and a mask."""
-    shift = 16 * index - (pitch // LANES).bit_length() + 1
+    shift = 16 * index - pitch.bit_length() + LANES.bit_length()
     moved = (
         T.shift_right(packed, T.int64(shift))
         if shift >= 0
         else (T.shift_left(packed, T.int64(-shift)))
     )
-    return T.bitwise_and(moved, T.int64(0xFFFF * (pitch // LANES)))
+    return T.bitwise_and(moved, T.int64(0xFFFF * pitch // LANES))
 
 
 def sell_tensors(layout: Sell, out_features: int, in_features: int) -> tuple[Tensor, ...]:
