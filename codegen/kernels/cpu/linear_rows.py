@@ -30,8 +30,8 @@ _WINDOW = 64
 _ENTRY_CYCLES = 40.0
 """Cycles to start and end a group of rows in a K block of SELL."""
 
-_NEAR_COLUMNS = 768
-"""Columns of eight tokens that the first-level cache keeps."""
+_FULL = 0.65
+"""Share of nonzeros above which a bitmap of as wide values as the matrix has saves no time."""
 
 _MOVED_CYCLES = 0.3
 """Cycles to bring an activation beside those of other tokens, or a sum back."""
@@ -81,7 +81,8 @@ class BitmapKernels:
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Bitmap, ...]:
         if not isa.byte_shuffle:  # nothing spreads a word's values over lanes
             return ()
-        return tuple(Bitmap(rows, bits) for bits in (16, 32) for rows in (4, 2))
+        widths = (16, 32) if nnz <= _FULL * shape[0] * shape[1] else (16,)
+        return tuple(Bitmap(rows, bits) for bits in widths for rows in (4, 2))
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Bitmap) -> BitmapLinear:
         shape = site.out_features, site.in_features
@@ -108,11 +109,8 @@ class SellRowsKernels:
     form: ClassVar[Form] = "rows"
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Sell, ...]:
-        """Best for one token that is gathered, and for several side by side."""
-        return (
-            Sell(max(8, isa.vector), even_columns(shape[1], (1 << 16) // LANES), _WINDOW),
-            Sell(8 if isa.registers >= 32 else 4, even_columns(shape[1], _NEAR_COLUMNS), _WINDOW),
-        )
+        blocks = even_columns(shape[1], (1 << 16) // LANES)
+        return (Sell(max(8, isa.vector), blocks, _WINDOW),)
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Sell) -> SellRowsLinear:
         shape = site.out_features, site.in_features
@@ -191,8 +189,6 @@ class PanelRowsKernels:
     layout = PackedDense
     form: ClassVar[Form] = "rows"
     panels: ClassVar[int] = 2
-    bandwidth: ClassVar[float] = 0.7
-    """One stream a panel keeps memory less busy than rows or columns do."""
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[PackedDense, ...]:
         return (PackedDense(6),)
@@ -211,6 +207,10 @@ class PanelRowsKernels:
 
     def tasks(self, isa: Isa, layout: PackedDense, shape: tuple[int, int], tokens: int) -> int:
         return row_share(shape[0], layout.rows * self.panels)[0]
+
+    def bandwidth(self, isa: Isa, layout: PackedDense, tokens: int) -> float:
+        """One stream a panel keeps memory less busy than rows or columns do."""
+        return 0.7
 
     def _widest(self, isa: Isa) -> int:
         return 4 if isa.registers >= 32 else 2

@@ -23,9 +23,6 @@ from sparsify.codegen.kernels.cpu.simd import Expr, WideTile, bind
 TOGETHER = 8
 """Tokens of a tile."""
 
-_AHEAD = 256
-"""Values between a prefetch and its use."""
-
 
 def narrow(isa: Isa) -> Isa:
     """The instruction set with vectors of at most a tile."""
@@ -41,7 +38,7 @@ class EightTokens(LaneSums, SellTiles):
         y_first: where the features of a token of ``rows_y`` begin.
     """
 
-    ahead = _AHEAD
+    from_memory = True
 
     def __init__(self, isa: Isa, rows: int, ragged: bool, y_first: int = 0) -> None:
         super().__init__(narrow(isa), rows, ragged)
@@ -90,7 +87,8 @@ class EightTokens(LaneSums, SellTiles):
     def _vectors(self, tile: Expr, base: Expr) -> Iterator[tuple[Expr, Callable[[Expr], Expr]]]:
         """The vectors of a tile: their first tokens, and the place of each feature."""
         for part in range(0, TOGETHER, self.isa.vector):
-            yield (
-                bind(tile * TOGETHER + part),
-                lambda feature, part=part: base + feature * TOGETHER + part,
-            )
+
+            def place(feature: Expr, part: int = part) -> Expr:
+                return base + feature * TOGETHER + part
+
+            yield bind(tile * TOGETHER + part), place
