@@ -9,10 +9,6 @@
 
 #include "launch.h"
 
-#ifndef SPARSIFY_SCRATCH_BYTES
-#define SPARSIFY_SCRATCH_BYTES 16384
-#endif
-
 typedef struct {
   void *data;
   int32_t device_type, device_id;
@@ -36,7 +32,8 @@ static const struct {
 
 size_t sparsify_item_bytes(sparsify_dtype dtype) { return types[dtype].bits / 8; }
 
-static _Thread_local _Alignas(SPARSIFY_ALIGNMENT) uint8_t scratch[SPARSIFY_SCRATCH_BYTES];
+/* Whose kernels the calling thread runs, and how much of its scratch memory they have. */
+static _Thread_local const sparsify_entry *running;
 static _Thread_local size_t scratch_used;
 
 /* ---- errors ---- */
@@ -229,11 +226,9 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
     return fail(SPARSIFY_MISALIGNED, "the workspace", NULL, " is misaligned");
   if (workspace_bytes < entry->workspace_bytes)
     return fail(SPARSIFY_WRONG_SIZE, "the workspace", NULL, " is too small");
-  if (SPARSIFY_SCRATCH_BYTES < entry->scratch_bytes)
-    return fail(SPARSIFY_SMALL_SCRATCH, "SPARSIFY_SCRATCH_BYTES", NULL,
-                " is smaller than this model needs; build sparsify.c with the model's own value");
   int status = check(entry, inputs, outputs, run.computed);
   if (status) return status;
+  running = entry;
   scratch_used = 0; /* a kernel that failed outside of its tasks gave nothing back */
   for (int i = 0; i < entry->call_count; ++i)
     if (call(&run, &entry->calls[i]) != 0) return SPARSIFY_KERNEL_FAILED;
@@ -242,27 +237,31 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
 
 /* ---- what kernels expect of a runtime ---- */
 
-/* Blocks are given back in the reverse order. */
+/* Blocks are given back in the reverse order; scratch_bytes is a multiple of the alignment. */
 static void *take_scratch(int device_type, int device, uint64_t bytes, int code, int bits) {
   (void)device_type, (void)device, (void)code, (void)bits;
-  size_t rounded =
-      ((size_t)bytes + SPARSIFY_ALIGNMENT - 1) / SPARSIFY_ALIGNMENT * SPARSIFY_ALIGNMENT;
-  if (rounded > sizeof scratch - scratch_used) {
-    fail(SPARSIFY_SMALL_SCRATCH, "SPARSIFY_SCRATCH_BYTES", NULL, " is too small for a kernel");
+  if (!running || bytes > running->scratch_bytes - scratch_used) {
+    fail(SPARSIFY_KERNEL_FAILED, "a kernel", NULL, " takes more scratch memory than was foreseen");
     return NULL;
   }
-  scratch_used += rounded;
-  return scratch + scratch_used - rounded;
+  uint8_t *block = (uint8_t *)running->scratch() + scratch_used;
+  scratch_used +=
+      ((size_t)bytes + SPARSIFY_ALIGNMENT - 1) / SPARSIFY_ALIGNMENT * SPARSIFY_ALIGNMENT;
+  return block;
 }
 
 static int give_scratch(int device_type, int device, void *block) {
   (void)device_type, (void)device;
-  scratch_used = (size_t)((uint8_t *)block - scratch);
+  scratch_used = (size_t)((uint8_t *)block - (uint8_t *)running->scratch());
   return 0;
 }
 
-int sparsify_run_task(sparsify_task *run, int task, sparsify_tasks *tasks, void *closure) {
+const sparsify_entry *sparsify_running(void) { return running; }
+
+int sparsify_run_task(const sparsify_entry *entry, sparsify_task *run, int task,
+                      sparsify_tasks *tasks, void *closure) {
   size_t before = scratch_used;
+  running = entry;
   int status = run(task, tasks, closure);
   if (status != 0) scratch_used = before;
   return status;
