@@ -20,6 +20,7 @@ WRONG = """
 static _Alignas(64) float x[3 * 40 * 48 + 16], keep[3 * 40 + 16];
 static _Alignas(64) float scores[3 * 40 * 17], kept[3 * 40 * 48];
 static _Alignas(64) unsigned char workspace[MODEL_WORKSPACE_BYTES + 64];
+static _Alignas(64) unsigned char held[MODEL_WEIGHTS_BYTES];
 static sparsify_tensor in[2], out[2];
 
 static void good(void) {
@@ -60,6 +61,18 @@ int main(void) {
   in[0].shape[1] = -1; run(in, out, workspace, bytes);
   in[0].shape[1] = INT64_MAX; run(in, out, workspace, bytes);
   in[1].shape[1] = 18; run(in, out, workspace, bytes);
+  out[1].data = x; run(in, out, workspace, bytes);
+  in[1].data = scores; run(in, out, workspace, bytes);
+  out[0].data = kept; run(in, out, workspace, bytes);
+  out[0].data = kept + 2 * 17 * 48 - 16; run(in, out, workspace, bytes);
+  out[0].data = kept + 2 * 17 * 48; run(in, out, workspace, bytes);
+  out[0].data = workspace; run(in, out, workspace, bytes);
+  in[0].data = workspace; run(in, out, workspace, bytes);
+  in[1].data = x; run(in, out, workspace, bytes);
+  memcpy(held, model_weights, sizeof held);
+  printf("%d\\n", model_init(held, sizeof held));
+  out[0].data = held + 64; run(in, out, workspace, bytes);
+  run(in, out, held, bytes);
   printf("%d %s\\n", model_run_entry(7, in, out, workspace, bytes), model_last_error());
   run(in, out, workspace, bytes);
   return 0;
@@ -94,9 +107,21 @@ def test_wrong_arguments_are_answered_with_a_code(folder: Path, host: Any) -> No
 2 input 'x' has a size out of its range
 2 input 'x' has a size out of its range
 2 input 'keep' has a size that differs from another input's
+8 output 'kept' overlaps input 'x'
+8 output 'scores' overlaps input 'keep'
+8 output 'scores' overlaps output 'kept'
+8 output 'scores' overlaps output 'kept'
+0
+8 output 'scores' overlaps the workspace
+8 the workspace overlaps input 'x'
+0
+0
+8 output 'scores' overlaps the weights
+8 the workspace overlaps the weights
 1 the entry does not exist
 0 """
-    assert done.stdout.strip().splitlines() == [line.strip() for line in expected.split("\n")[1:]]
+    said = [line.strip() for line in done.stdout.splitlines()]
+    assert said == [line.strip() for line in expected.splitlines()[1:]]
 
 
 class Doubled(nn.Module):

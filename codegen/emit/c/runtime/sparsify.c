@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#include "checks.h"
 #include "launch.h"
 
 typedef struct {
@@ -36,31 +37,8 @@ size_t sparsify_item_bytes(sparsify_dtype dtype) { return types[dtype].bits / 8;
 static _Thread_local const sparsify_entry *running;
 static _Thread_local size_t scratch_used;
 
-/* ---- errors ---- */
-
-static _Thread_local char message[256];
-
 const char *sparsify_last_error(void) { return message; }
 char *sparsify_message(void) { return message; }
-
-static void append(const char *text) {
-  size_t used = strlen(message), length = strlen(text), room = sizeof message - 1 - used;
-  if (length > room) length = room;
-  memcpy(message + used, text, length);
-  message[used + length] = 0;
-}
-
-static int fail(int status, const char *what, const char *name, const char *why) {
-  message[0] = 0;
-  append(what);
-  if (name) {
-    append(" '");
-    append(name);
-    append("'");
-  }
-  append(why);
-  return status;
-}
 
 /* A kernel's refusal: the parts make the message. */
 void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
@@ -70,10 +48,6 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
   append(": ");
   for (int32_t i = 0; i < count; ++i) append(parts[i]);
 }
-
-/* ---- checks ---- */
-
-static int misaligned(const void *address) { return (uintptr_t)address % SPARSIFY_ALIGNMENT != 0; }
 
 int sparsify_check_weights(const void *weights, size_t bytes, const void *identity,
                            size_t expected_bytes) {
@@ -96,63 +70,7 @@ int sparsify_clear_state(void *memory, size_t bytes, size_t expected_bytes) {
   return SPARSIFY_OK;
 }
 
-static int64_t size_of(int32_t size, const int64_t *computed) {
-  return size >= 0 ? size : computed[-1 - size];
-}
-
-static int check_memory(const sparsify_tensor *tensor, const sparsify_spec *spec,
-                        const char *what) {
-  size_t bytes = sparsify_item_bytes(spec->dtype);
-  for (int d = 0; d < spec->dims; ++d) bytes *= (size_t)tensor->shape[d];
-  if (!tensor->data) return fail(SPARSIFY_NULL, what, spec->name, " is null");
-  if (misaligned(tensor->data))
-    return fail(SPARSIFY_MISALIGNED, what, spec->name, " is misaligned");
-  if (tensor->bytes < bytes)
-    return fail(SPARSIFY_WRONG_SIZE, what, spec->name, " has fewer bytes than its shape takes");
-  return SPARSIFY_OK;
-}
-
-static int check(const sparsify_entry *entry, const sparsify_tensor *inputs,
-                 sparsify_tensor *outputs, int64_t *computed) {
-  for (int i = 0; i < entry->input_count; ++i) {
-    const sparsify_spec *spec = &entry->inputs[i];
-    for (int d = 0; d < spec->dims; ++d)
-      if (inputs[i].shape[d] < spec->least[d] || inputs[i].shape[d] > spec->most[d])
-        return fail(SPARSIFY_WRONG_SHAPE, "input", spec->name, " has a size out of its range");
-  }
-  if (!entry->compute(inputs, computed))
-    return fail(SPARSIFY_WRONG_SHAPE, "the inputs", NULL,
-                " have sizes that do not go through the model");
-  for (int i = 0; i < entry->input_count; ++i) {
-    const sparsify_spec *spec = &entry->inputs[i];
-    const int32_t *sizes = entry->sizes + entry->values[i].shape;
-    for (int d = 0; d < spec->dims; ++d)
-      if (inputs[i].shape[d] != size_of(sizes[d], computed))
-        return fail(SPARSIFY_WRONG_SHAPE, "input", spec->name,
-                    " has a size that differs from another input's");
-    int status = check_memory(&inputs[i], spec, "input");
-    if (status) return status;
-  }
-  for (int i = 0; i < entry->output_count; ++i) {
-    const sparsify_spec *spec = &entry->outputs[i];
-    const int32_t *sizes = entry->sizes + entry->values[entry->input_count + i].shape;
-    for (int d = 0; d < spec->dims; ++d) outputs[i].shape[d] = size_of(sizes[d], computed);
-    int status = check_memory(&outputs[i], spec, "output");
-    if (status) return status;
-  }
-  return SPARSIFY_OK;
-}
-
 /* ---- the run ---- */
-
-typedef struct {
-  const sparsify_entry *entry;
-  const uint8_t *weights;
-  const sparsify_tensor *inputs;
-  sparsify_tensor *outputs;
-  uint8_t *state, *arena;
-  int64_t computed[SPARSIFY_MAX_COMPUTED];
-} Run;
 
 static void *address(const Run *run, const sparsify_value *value) {
   switch (value->where) {
@@ -227,6 +145,7 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
   if (workspace_bytes < entry->workspace_bytes)
     return fail(SPARSIFY_WRONG_SIZE, "the workspace", NULL, " is too small");
   int status = check(entry, inputs, outputs, run.computed);
+  if (!status) status = check_overlaps(&run);
   if (status) return status;
   running = entry;
   scratch_used = 0; /* a kernel that failed outside of its tasks gave nothing back */

@@ -20,7 +20,8 @@ typedef enum {
   SPARSIFY_MISALIGNED = 4,     /* an address is no multiple of SPARSIFY_ALIGNMENT */
   SPARSIFY_WRONG_WEIGHTS = 5,  /* these weights belong to another model */
   SPARSIFY_NOT_READY = 6,      /* the model's or the state's init was not called, or it failed */
-  SPARSIFY_KERNEL_FAILED = 7   /* a kernel refused its arguments, an index out of range for one */
+  SPARSIFY_KERNEL_FAILED = 7,  /* a kernel refused its arguments, an index out of range for one */
+  SPARSIFY_OVERLAP = 8         /* memory that a run writes to overlaps other memory of that run */
 } sparsify_status;
 
 /* A tensor of the caller's: row-major, shape[0 .. dims). Outputs get their shape from the model. */
@@ -104,7 +105,7 @@ typedef struct sparsify_entry {
   /* Fills in those sizes; 0 when sizes differ that the model needs to be the same. */
   int (*compute)(const sparsify_tensor *inputs, int64_t *computed);
   void *(*scratch)(void); /* the calling thread's memory for kernels: scratch_bytes, aligned */
-  size_t workspace_bytes, scratch_bytes, state_bytes;
+  size_t workspace_bytes, scratch_bytes, state_bytes, weights_bytes;
 } sparsify_entry;
 #define SPARSIFY_MAX_COMPUTED 64
 
