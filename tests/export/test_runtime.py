@@ -15,8 +15,13 @@ from torch import nn
 import sparsify
 from tests.export.exported_net import SANITIZERS, inputs
 
+THREAD_SANITIZER = ("-g", "-fsanitize=thread")
+
 FAILING = """
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <time.h>
 #include "launch.h"
 
 extern void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int);
@@ -24,12 +29,15 @@ extern int (*__TVMBackendFreeWorkspace)(int, int, void *);
 
 enum { BYTES = 16384 };
 static int fails = 1, refused;
+static atomic_int done;
 
 /* Takes half of the scratch memory; fails, or gives it back. */
 static int work(int task, sparsify_tasks *tasks, void *nothing) {
   void *block = __TVMBackendAllocWorkspace(1, 0, BYTES / 2, 2, 32);
-  (void)task, (void)tasks, (void)nothing;
+  const struct timespec moment = {0, 100000};
+  (void)tasks, (void)nothing;
   if (!block) return -2;
+  if (fails && task == 0 && THREADS > 1) nanosleep(&moment, NULL); /* a worker fails first */
   return fails ? -1 : __TVMBackendFreeWorkspace(1, 0, block);
 }
 
@@ -50,14 +58,23 @@ static int compute(const sparsify_tensor *inputs, int64_t *computed) {
   return 1;
 }
 
+static void *set_threads(void *nothing) {
+  while (!atomic_load(&done)) sparsify_set_threads(THREADS);
+  return nothing;
+}
+
 int main(void) {
   const sparsify_call calls[1] = {{kernel, 0, 0}};
   const sparsify_entry entry = {.name = "failing", .call_count = 1, .calls = calls,
                                 .compute = compute, .scratch = scratch, .scratch_bytes = BYTES};
   sparsify_tensor none[1];
+  pthread_t other;
   if (sparsify_set_threads(THREADS) != SPARSIFY_OK) return 1;
+  if (pthread_create(&other, NULL, set_threads, NULL) != 0) return 1;
   for (int i = 0; i < 200; ++i)
     if (sparsify_run(&entry, "", none, none, NULL, NULL, 0) != SPARSIFY_KERNEL_FAILED) return 2;
+  atomic_store(&done, 1);
+  pthread_join(other, NULL);
   fails = 0;
   printf("%d %d\\n", sparsify_run(&entry, "", none, none, NULL, NULL, 0), refused);
   return 0;
@@ -65,17 +82,95 @@ int main(void) {
 """
 
 
+@pytest.fixture(scope="module")
+def thread_sanitizer(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Flags that make data races errors; tests are skipped where the compiler has no such."""
+    folder = tmp_path_factory.mktemp("tsan")
+    (folder / "empty.c").write_text("int main(void) { return 0; }")
+    build = ["cc", *THREAD_SANITIZER, "empty.c", "-o", "empty"]
+    for command in (build, ["./empty"]):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no ThreadSanitizer: {done.stderr.strip()}")
+    return THREAD_SANITIZER
+
+
+def build_failing(folder: Path, tmp_path: Path, threads: int, flags: tuple[str, ...]) -> Path:
+    (tmp_path / "failing.c").write_text(FAILING)
+    launch = ["serial.c"] if threads == 1 else ["threads.c", "pool.c"]
+    sources = ["failing.c", *(str(folder / file) for file in ("sparsify.c", *launch))]
+    options = ["-std=gnu11", "-pthread", f"-DTHREADS={threads}", f"-I{folder}"]
+    command = ["cc", *options, *flags, *sources, "-o", "failing"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    return tmp_path / "failing"
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_tasks_that_fail_leave_their_scratch_memory(
     threads: int, host: Any, folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "failing.c").write_text(FAILING)
-    launch = ["serial.c"] if threads == 1 else ["threads.c", "pool.c"]
-    sources = ["failing.c", *(str(folder / file) for file in ("sparsify.c", *launch))]
-    flags = ["-std=gnu11", "-pthread", *SANITIZERS, f"-DTHREADS={threads}", f"-I{folder}"]
-    command = ["cc", *flags, *sources, "-o", "failing"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    assert host.run(tmp_path / "failing").stdout == "0 0\n"
+    program = build_failing(folder, tmp_path, threads, SANITIZERS)
+    assert host.run(program).stdout == "0 0\n"
+
+
+def test_threads_are_set_while_tasks_fail(
+    host: Any, folder: Path, tmp_path: Path, thread_sanitizer: tuple[str, ...]
+) -> None:
+    program = build_failing(folder, tmp_path, 3, thread_sanitizer)
+    assert host.run(program).stdout == "0 0\n"
+
+
+AT_ONCE = """
+#include <pthread.h>
+#include "model.h"
+#include "npy.h"
+
+enum { THREADS = 4 };
+static int failed[THREADS];
+
+static void *use(void *given) {
+  const sparsify_entry *entry = &model_entries[0];
+  int *status = given;
+  sparsify_tensor in[MODEL_INPUTS], out[MODEL_OUTPUTS];
+  void *workspace = npy_aligned(SPARSIFY_ALIGNMENT, MODEL_WORKSPACE_BYTES);
+  for (int i = 0; i < MODEL_INPUTS; ++i) {
+    if (npy_reserve(&entry->inputs[i], &in[i])) return NULL;
+    for (int d = 0; d < entry->inputs[i].dims; ++d) in[i].shape[d] = entry->inputs[i].most[d];
+    memset(in[i].data, 0, in[i].bytes);
+  }
+  for (int i = 0; i < MODEL_OUTPUTS; ++i)
+    if (npy_reserve(&entry->outputs[i], &out[i])) return NULL;
+  for (int i = 0; i < 5; ++i) {
+    *status |= model_init(model_weights, MODEL_WEIGHTS_BYTES) | sparsify_set_threads(2 + i % 2);
+    *status |= model_run(in, out, workspace, MODEL_WORKSPACE_BYTES);
+  }
+  for (int i = 0; i < MODEL_INPUTS; ++i) free(in[i].data);
+  for (int i = 0; i < MODEL_OUTPUTS; ++i) free(out[i].data);
+  free(workspace);
+  return NULL;
+}
+
+int main(void) {
+  pthread_t threads[THREADS];
+  int status = 0;
+  for (int i = 0; i < THREADS; ++i)
+    if (pthread_create(&threads[i], NULL, use, &failed[i]) != 0) return 1;
+  for (int i = 0; i < THREADS; ++i) {
+    pthread_join(threads[i], NULL);
+    status |= failed[i];
+  }
+  return status;
+}
+"""
+
+
+@pytest.mark.isa("x86-avx2")
+def test_threads_initialise_and_run_a_model_at_once(
+    host: Any, folder: Path, thread_sanitizer: tuple[str, ...]
+) -> None:
+    (folder / "at_once.c").write_text(AT_ONCE)
+    launch, flags = ("threads.c", "pool.c"), ("-std=gnu11", "-pthread", *thread_sanitizer)
+    host.run(host.build(folder, sources=("at_once.c",), launch=launch, flags=flags))
 
 
 class Product(nn.Module):

@@ -1,4 +1,4 @@
-/* What is wrong with a call: the message, and checks of the caller's tensors. Of sparsify.c alone. */
+/* What is wrong with a call: the message, and checks of the caller's tensors; for sparsify.c. */
 #ifndef SPARSIFY_CHECKS_H
 #define SPARSIFY_CHECKS_H
 

@@ -18,8 +18,8 @@ int sparsify_launch(sparsify_task *run, void *closure, int tasks);
 /* Whose kernels the calling thread runs. */
 const sparsify_entry *sparsify_running(void);
 
-/* Runs one task of a loop of `entry`, whose scratch memory of this thread it takes. If it fails, what
- * it took is free again. */
+/* Runs one task of a loop of `entry`, with the entry's scratch memory of this thread. If it fails,
+ * what it took is free again. */
 int sparsify_run_task(const sparsify_entry *entry, sparsify_task *run, int task,
                       sparsify_tasks *tasks, void *closure);
 

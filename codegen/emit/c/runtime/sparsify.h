@@ -64,6 +64,14 @@ const char *sparsify_last_error(void);
 
 /* ---- the exporter's tables ---- */
 
+/* Of what several threads may set and read. Where C has no atomics, init must have returned before
+ * another thread calls the model. */
+#ifdef __STDC_NO_ATOMICS__
+#define SPARSIFY_ATOMIC
+#else
+#define SPARSIFY_ATOMIC _Atomic
+#endif
+
 typedef struct {
   uint8_t where; /* SPARSIFY_IN_... */
   uint8_t dtype, dims;
