@@ -170,7 +170,7 @@ class _Source:
     ranges: tuple[tuple[str, int, int], ...]
     workspace_bytes: int
     scratch_bytes: int
-    state_bytes: int
+    stateful: bool
 
 
 def _source(
@@ -195,7 +195,7 @@ def _source(
         tuple((symbol, *each.ranges[symbol]) for symbol in code.symbols()),
         arena.nbytes,
         scratch_bytes(module, code, bounds),
-        state.nbytes if held else 0,
+        bool(held),
     )
 
 

@@ -15,11 +15,11 @@ static const char *const npy_types[] = {
     [SPARSIFY_BOOL] = "|b1",
 };
 
-static void *npy_aligned(size_t alignment, size_t bytes) {
+static inline void *npy_aligned(size_t alignment, size_t bytes) {
   return aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
 }
 
-static void *npy_read_file(const char *path, size_t alignment, size_t *bytes) {
+static inline void *npy_read_file(const char *path, size_t alignment, size_t *bytes) {
   FILE *file = fopen(path, "rb");
   void *data = NULL;
   long length;
@@ -38,7 +38,8 @@ static void *npy_read_file(const char *path, size_t alignment, size_t *bytes) {
 }
 
 /* NULL, or what is wrong. */
-static const char *npy_read(const char *path, const sparsify_spec *spec, sparsify_tensor *tensor) {
+static inline const char *npy_read(const char *path, const sparsify_spec *spec,
+                                   sparsify_tensor *tensor) {
   FILE *file = fopen(path, "rb");
   unsigned char start[10];
   char header[4096], *at;
@@ -86,7 +87,7 @@ static const char *npy_read(const char *path, const sparsify_spec *spec, sparsif
 }
 
 /* Memory for the largest output; 0, or -1 where there is none. */
-static int npy_reserve(const sparsify_spec *spec, sparsify_tensor *tensor) {
+static inline int npy_reserve(const sparsify_spec *spec, sparsify_tensor *tensor) {
   memset(tensor, 0, sizeof *tensor);
   tensor->bytes = sparsify_item_bytes(spec->dtype);
   for (int d = 0; d < spec->dims; ++d) tensor->bytes *= (size_t)spec->most[d];
@@ -94,8 +95,8 @@ static int npy_reserve(const sparsify_spec *spec, sparsify_tensor *tensor) {
   return tensor->data ? 0 : -1;
 }
 
-static const char *npy_write(const char *path, const sparsify_spec *spec,
-                             const sparsify_tensor *tensor) {
+static inline const char *npy_write(const char *path, const sparsify_spec *spec,
+                                    const sparsify_tensor *tensor) {
   char header[512];
   size_t bytes = sparsify_item_bytes(spec->dtype);
   int used = snprintf(header, sizeof header, "{'descr': '%s', 'fortran_order': False, 'shape': (",

@@ -20,8 +20,8 @@ typedef enum {
   SPARSIFY_MISALIGNED = 4,     /* an address is no multiple of SPARSIFY_ALIGNMENT */
   SPARSIFY_WRONG_WEIGHTS = 5,  /* these weights belong to another model */
   SPARSIFY_NOT_READY = 6,      /* the model's or the state's init was not called, or it failed */
-  SPARSIFY_SMALL_SCRATCH = 7,  /* built with too small a SPARSIFY_SCRATCH_BYTES */
-  SPARSIFY_KERNEL_FAILED = 8   /* a kernel refused its arguments, an index out of range for one */
+  SPARSIFY_KERNEL_FAILED = 7,  /* a kernel refused its arguments, an index out of range for one */
+  SPARSIFY_OVERLAP = 8         /* memory that a run writes to overlaps other memory of that run */
 } sparsify_status;
 
 /* A tensor of the caller's: row-major, shape[0 .. dims). Outputs get their shape from the model. */
@@ -64,6 +64,14 @@ const char *sparsify_last_error(void);
 
 /* ---- the exporter's tables ---- */
 
+/* Of what several threads may set and read. Where C has no atomics, init must have returned before
+ * another thread calls the model. */
+#ifdef __STDC_NO_ATOMICS__
+#define SPARSIFY_ATOMIC
+#else
+#define SPARSIFY_ATOMIC _Atomic
+#endif
+
 typedef struct {
   uint8_t where; /* SPARSIFY_IN_... */
   uint8_t dtype, dims;
@@ -104,7 +112,8 @@ typedef struct sparsify_entry {
   const sparsify_call *calls;
   /* Fills in those sizes; 0 when sizes differ that the model needs to be the same. */
   int (*compute)(const sparsify_tensor *inputs, int64_t *computed);
-  size_t workspace_bytes, scratch_bytes, state_bytes;
+  void *(*scratch)(void); /* the calling thread's memory for kernels: scratch_bytes, aligned */
+  size_t workspace_bytes, scratch_bytes, state_bytes, weights_bytes;
 } sparsify_entry;
 #define SPARSIFY_MAX_COMPUTED 64
 
