@@ -7,6 +7,7 @@ any block of queries is looked at.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm.tirx.script.builder import ir as T
@@ -30,6 +31,27 @@ if TYPE_CHECKING:
     from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
 
 _LOWEST = -3e38
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """One block of queries of one head, and where its weights go.
+
+    Attributes:
+        sequence, head: of the batch; of the query heads.
+        token, real: its first token in the query tensor, and how many of its tokens are real.
+        blocks: of keys that it may see; their weights go to ``weights`` from ``at`` on.
+        total: keys of the sequence.
+    """
+
+    sequence: Expr
+    head: Expr
+    token: Expr
+    real: Expr
+    blocks: Expr
+    total: Expr
+    weights: Expr
+    at: Expr
 
 
 class BlockWeights(ABC):
@@ -62,23 +84,8 @@ class BlockWeights(ABC):
         """Fills the scratch."""
 
     @abstractmethod
-    def weigh(
-        self,
-        weights: Expr,
-        at: Expr,
-        place: tuple[Expr, Expr],
-        token: Expr,
-        real: Expr,
-        blocks: Expr,
-        total: Expr,
-    ) -> None:
-        """Writes the weights of ``blocks`` blocks from ``at`` on.
-
-        Args:
-            place: sequence and query head.
-            token, real: the first token of the block of queries, and how many there are.
-            total: keys of the sequence.
-        """
+    def weigh(self, row: QueryBlock) -> None:
+        """Writes the weights of the blocks of keys that a block of queries may see."""
 
     def _kv_head(self, head: Expr) -> Expr:
         return bind(T.floordiv(head * self.spec.kv_heads, self.spec.heads))
@@ -129,24 +136,14 @@ class PooledWeights(BlockWeights):
                 store(whole, 0, whole[0] + self.keys[pages[full] + d * PAGE + slot], 1)
             store(self.means, target + d, whole[0] * share, 1)
 
-    def weigh(
-        self,
-        weights: Expr,
-        at: Expr,
-        place: tuple[Expr, Expr],
-        token: Expr,
-        real: Expr,
-        blocks: Expr,
-        total: Expr,
-    ) -> None:
-        sequence, head = place
-        pooled = self._pooled(token, real, head)
-        row = sequence * self.spec.kv_heads + self._kv_head(head)
-        means = bind(row * (self.columns * self.dim))
-        width = self.width
+    def weigh(self, row: QueryBlock) -> None:
+        pooled = self._pooled(row)
+        plane = row.sequence * self.spec.kv_heads + self._kv_head(row.head)
+        means = bind(plane * (self.columns * self.dim))
+        width, weights, at = self.width, row.weights, row.at
         best = T.alloc_buffer((1,), "float32", scope="global")
         store(best, 0, T.float32(_LOWEST), 1)
-        with T.serial(blocks) as block:
+        with T.serial(row.blocks) as block:
             sums, source = Registers(1, width), bind(means + block * self.dim)
             sums[0] = splat(0.0, width)
             rest = T.alloc_buffer((1,), "float32", scope="global")
@@ -165,18 +162,18 @@ class PooledWeights(BlockWeights):
             store(weights, at + block, score, 1)
             store(best, 0, T.max(best[0], score), 1)
         highest = bind(best[0])
-        with T.serial(T.floordiv(blocks + (width - 1), width)) as step:
+        with T.serial(T.floordiv(row.blocks + (width - 1), width)) as step:
             score = load(weights, at + step * width, width) - splat(highest, width)
             store(weights, at + step * width, exp2(Vector(bind(score), width)).value, width)
 
-    def _pooled(self, token: Expr, real: Expr, head: Expr) -> Expr:
+    def _pooled(self, row: QueryBlock) -> Expr:
         """The mean query times the scale of exp2's domain, and times the head's matrix."""
         pooled = T.alloc_buffer((self.dim,), "float32", scope="local")
-        share = bind(T.float32(self.spec.scale * LOG2E) / T.Cast("float32", real))
+        share = bind(T.float32(self.spec.scale * LOG2E) / T.Cast("float32", row.real))
         with T.serial(T.int64(self.dim)) as d:
             store(pooled, d, T.float32(0.0), 1)
-        with T.serial(real) as number:
-            source = bind(self._query_place(token + number, head))
+        with T.serial(row.real) as number:
+            source = bind(self._query_place(row.token + number, row.head))
             with T.serial(T.int64(self.dim)) as d:
                 store(pooled, d, pooled[d] + self.query[source + d * LANES] * share, 1)
         if self.gates is None:
@@ -185,10 +182,10 @@ class PooledWeights(BlockWeights):
         with T.serial(T.int64(self.dim)) as e:
             store(gated, e, T.float32(0.0), 1)
         with T.serial(T.int64(self.dim)) as d:
-            row = bind((head * self.dim + d) * self.dim)
+            source = bind((row.head * self.dim + d) * self.dim)
 
             def add(e: Expr, lanes: int) -> None:
-                product = load(self.gates, row + e, lanes) * splat(pooled[d], lanes)
+                product = load(self.gates, source + e, lanes) * splat(pooled[d], lanes)
                 store(gated, e, load(gated, e, lanes) + product, lanes)
 
             along(self.dim, self.width, add)
@@ -283,19 +280,9 @@ class LineWeights(BlockWeights):
             value = self.found[target + block] + self.sums[pair + block * 2] * inverse
             store(self.found, target + block, value, 1)
 
-    def weigh(
-        self,
-        weights: Expr,
-        at: Expr,
-        place: tuple[Expr, Expr],
-        token: Expr,
-        real: Expr,
-        blocks: Expr,
-        total: Expr,
-    ) -> None:
-        sequence, head = place
-        source = bind((sequence * self.spec.heads + head) * self.columns)
-        last = bind(T.floordiv(total + (self.size - 1), self.size))
-        with T.serial(blocks) as block:
-            ahead = self.found[source + block + (last - blocks)]
-            store(weights, at + block, self.found[source + block] + ahead, 1)
+    def weigh(self, row: QueryBlock) -> None:
+        source = bind((row.sequence * self.spec.heads + row.head) * self.columns)
+        last = bind(T.floordiv(row.total + (self.size - 1), self.size))
+        with T.serial(row.blocks) as block:
+            ahead = self.found[source + block + (last - row.blocks)]
+            store(row.weights, row.at + block, self.found[source + block] + ahead, 1)

@@ -14,7 +14,12 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.block_weights import BlockWeights, LineWeights, PooledWeights
+from sparsify.codegen.kernels.cpu.block_weights import (
+    BlockWeights,
+    LineWeights,
+    PooledWeights,
+    QueryBlock,
+)
 from sparsify.codegen.kernels.cpu.paged_cache import PAGE, WHOLE, CacheOperands
 from sparsify.codegen.kernels.cpu.query_aware_weights import QueryAwareWeights
 from sparsify.codegen.kernels.cpu.simd import (
@@ -143,7 +148,7 @@ class _Emitter:
             blocks = bind(T.floordiv(first + real - 1, self.size) + 1)
             at = bind(task * self.padded)
             token = bind(sequence * self.length + start)
-            weighing.weigh(self.weights, at, (sequence, head), token, real, blocks, total)
+            weighing.weigh(QueryBlock(sequence, head, token, real, blocks, total, self.weights, at))
             ranked = TopRanks(self.ranks, at, blocks, self.width)
             ranked.put(lambda offset: load(self.weights, at + offset, self.width))
             sinks = bind(T.min(T.int64(spec.sinks), blocks))
