@@ -6,12 +6,9 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from sparsify.codegen.kernels.cpu.block_weights import (
-    BlockWeights,
-    LineWeights,
-    PooledWeights,
-    QueryBlock,
-)
+from sparsify.codegen.kernels.cpu.block_weights import BlockWeights, QueryBlock
+from sparsify.codegen.kernels.cpu.line_weights import LineWeights
+from sparsify.codegen.kernels.cpu.pooled_weights import PooledWeights
 from sparsify.codegen.kernels.cpu.simd import Expr, bind, choose, store
 from sparsify.layouts import LANES
 from sparsify.selectors.query_aware import MOST_DIVERGENCE
