@@ -57,6 +57,14 @@ def test_nothing_is_undefined_but_the_c_libraries(folder: Path, host: Any) -> No
     assert names and [name for name in names if "@GLIBC_" not in name] == []
 
 
+@pytest.mark.isa("x86-avx2")
+def test_weights_are_an_object_of_their_size(folder: Path, host: Any) -> None:
+    command = ["readelf", "-sW", host.build(folder)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    size, kind = next(line.split()[2:4] for line in listed.splitlines() if "model_weights" in line)
+    assert int(size, 0) == (folder / "model.weights").stat().st_size and kind == "OBJECT"
+
+
 CLOSE = """
 import _ctypes, time
 import numpy as np

@@ -111,7 +111,11 @@ class Tabulator:
         for view in (*self.code.inputs, *self.code.outputs):
             self._value(view, shared=False)
         calls = tuple(self._call(call) for call in self.code.calls)
-        lists = {"values": self._values, "sizes": self._sizes.items, "calls": self._operands.items}
+        lists = {
+            "values": self._values,
+            "sizes": self._sizes.items,
+            "operands": self._operands.items,
+        }
         for what, items in lists.items():
             if len(items) >= _SIZE:
                 raise ExportError(
