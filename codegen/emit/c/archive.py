@@ -68,13 +68,20 @@ class ExportedEntry:
 
 
 def write_archive(
-    folder: Path, entries: Mapping[str, ExportedEntry], target: Target, *, name: str, about: str
+    folder: Path,
+    entries: Mapping[str, ExportedEntry],
+    target: Target,
+    *,
+    name: str,
+    about: str,
+    initial: Mapping[str, torch.Tensor],
 ) -> None:
     """Writes the folder's files; all of them, or, after an error, none.
 
     Args:
         name: begins the names of files and symbols; a C identifier.
         about: the model in a few words, for the header.
+        initial: first values of state, by its names; of other state, zero.
 
     Raises:
         ExportError: a program needs what C cannot give it, or more memory than the target has.
@@ -98,6 +105,10 @@ def write_archive(
         _source(entry, each, codes[entry], places[entry], state, module, called)
         for entry, each in entries.items()
     ]
+    first = [
+        (state.tensors[which].offset, *weights.place(f"initial:{which}", state.begin(which, value)))
+        for which, value in initial.items()
+    ]
     facts = {
         "name": name,
         "NAME": name.upper(),
@@ -111,8 +122,9 @@ def write_archive(
         "identity": list(weights.identity()),
         "weights_bytes": weights.nbytes,
         "state": list(state.tensors.values()),
-        "state_bytes": state.nbytes,
-        "workspace_bytes": max(entry.workspace_bytes for entry in sources),
+        "initial": first,
+        "state_bytes": max(ALIGNMENT, state.nbytes),
+        "workspace_bytes": max(ALIGNMENT, *(entry.workspace_bytes for entry in sources)),
         "scratch_bytes": max(ALIGNMENT, *(entry.scratch_bytes for entry in sources)),
     }
     _check_memory(target, sources, weights.nbytes, state.nbytes)
@@ -172,6 +184,14 @@ class _Source:
     scratch_bytes: int
     stateful: bool
 
+    @property
+    def parameters(self) -> str:
+        """The tensors that the C function takes; an array of none is no C."""
+        inputs, outputs = len(self.tables.inputs), len(self.tables.outputs)
+        given = f"inputs[{inputs}]" if inputs else "*inputs"
+        made = f"outputs[{outputs}]" if outputs else "*outputs"
+        return f"const sparsify_tensor {given}, sparsify_tensor {made}"
+
 
 def _source(
     entry: str,
@@ -213,18 +233,19 @@ class _Weights:
         order = [names[n.name] for n in program.graph.nodes if n.op == "placeholder"
                  and n.name in names]  # fmt: skip
         stored = program.exported.state_dict
-        found = [self._place(name, stored[name]) for name in order]
+        found = [self.place(name, stored[name])[0] for name in order]
         for index, constant in enumerate(code.constants):
             name = f"{code.name}.constant.{index}"
-            found.append(self._place(name, torch.from_numpy(constant.copy())))
+            found.append(self.place(name, torch.from_numpy(constant.copy()))[0])
         return found
 
-    def _place(self, name: str, tensor: torch.Tensor) -> int:
+    def place(self, name: str, tensor: torch.Tensor) -> tuple[int, int]:
+        """The tensor's offset and size in bytes."""
         if name not in self._offsets:
             self._offsets[name] = self.nbytes
             self._tensors.append(tensor.detach().contiguous())
             self.nbytes += aligned(tensor.nbytes)
-        return self._offsets[name]
+        return self._offsets[name], tensor.nbytes
 
     def _parts(self) -> Iterator[bytes]:
         for tensor in self._tensors:

@@ -105,6 +105,10 @@ class StraightCode:
         self.state = [given[i] for i, _ in state]
         free = 1 + max((s.index for s in self._storages() if s.where == "arena"), default=-1)
         returned = {id(view.storage) for view in self.outputs}
+        for view in made:  # what nobody asked for, or becomes state
+            if view.storage.where == "output" and id(view.storage) not in returned:
+                view.storage.where, view.storage.index = "arena", free
+                free += 1
         for number, (_, after) in enumerate(state):
             held = self.state[number]
             held.storage.where, held.storage.index = "state", number
@@ -116,9 +120,6 @@ class StraightCode:
                     f"entry {self.name!r}: a state of {held.dtype} {list(held.shape)} cannot "
                     f"become {value.dtype} {list(value.shape)}; its next value must be alike"
                 )
-            if id(value.storage) not in returned and value.storage.where == "output":
-                value.storage.where, value.storage.index = "arena", free
-                free += 1
             self.calls.append(Call(None, (value, held)))
         for views in (self.inputs, self.outputs):
             for index, view in enumerate(views):
