@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -321,11 +322,23 @@ def test_an_export_that_fails_leaves_what_was_there(
     def full(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("sparsify.codegen.emit.c.archive._Weights.write", full)
+    monkeypatch.setattr("sparsify.codegen.emit.c.weights.Weights.write", full)
     with pytest.raises(OSError, match="no space left"):
         counter.export_c(folder, target="x86-avx512", state={"h": "new"})
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.isa("x86-avx2")
+def test_a_folder_of_another_file_system(counter: Any, tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system")
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        (tmp_path / "c").symlink_to(elsewhere)
+        counter.export_c(tmp_path / "c", target="x86-avx2")
+        assert Path(elsewhere, "model.h").exists()
+        assert not [path for path in Path(elsewhere).iterdir() if path.is_dir()]
 
 
 def test_what_a_target_cannot_address_is_refused(

@@ -179,7 +179,7 @@ class _Walk:
                 f"entry {self.code.name!r}: {operator} needs TVM's runtime, which exported C does "
                 "not have; rewrite the model without the operator that it comes from"
             )
-        return tuple(value.values) if isinstance(value, relax.ShapeExpr) else self._operand(value)
+        return self._operand(value)
 
     def _cast(self, value: Any, type_: Any) -> Any:
         """A tensor or shape with the sizes that the graph has of it, which a run checks."""
@@ -195,13 +195,13 @@ class _Walk:
 
     def _call(self, variable: Any, call: Any) -> Any:
         kernel, given, *sizes = call.args
-        operands = [self._operand(operand) for operand in given.fields]
+        operands = self._operand(given)
         types = variable.ty.fields if isinstance(variable.ty, tvm.ir.TupleType) else [variable.ty]
         results = []
         for type_ in types:
             results.append(self._view(Storage("arena", self.in_arena), type_))
             self.in_arena += 1
-        extra = sizes[0].values if sizes else ()
+        extra = self._operand(sizes[0]) if sizes else ()
         self.code.calls.append(Call(kernel.name_hint, (*operands, *results, *extra)))
         return results[0] if not isinstance(variable.ty, tvm.ir.TupleType) else tuple(results)
 
@@ -214,6 +214,8 @@ class _Walk:
             return self._operand(value.tuple_value)[value.index]
         if isinstance(value, tvm.ir.Tuple):
             return tuple(self._operand(part) for part in value.fields)
+        if isinstance(value, relax.ShapeExpr):
+            return tuple(value.values)
         if isinstance(value.ty, tvm.ir.PrimType):
             return value
         raise ExportError(
