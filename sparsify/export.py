@@ -52,7 +52,7 @@ def export_c(
     chosen = Target.parse(target)
     chosen.tvm()  # refuses a wrong CPU before the passes run
     context = PassContext(
-        cost=CpuCostModel(chosen, 1),
+        cost=CpuCostModel.of(chosen, 1, portable),
         target=chosen.name,
         unsupported=unsupported_reason,
     )

@@ -97,7 +97,7 @@ def convert_select_blocks(node: fx.Node, lowering: Lowering) -> Any:
         a["offset"],
         a["scale"],
         selector.scoring,
-        bool(selector.tensors),
+        "gates" in selector.tensors,
         tuple(a["block"]),
         a["density"],
         a["mass"],

@@ -88,13 +88,15 @@ class PageSelector(Selector):
         """
 
 
-BlockScoring = Literal["pooled", "lines", "query_aware"]
+BlockScoring = Literal["pooled", "lines", "nearness", "query_aware", "head_patterns"]
 """How the kernel family weighs a block of keys for a block of queries:
 
-pooled: by the product of the mean query, through a matrix of its head where there is one, with the
-    mean key.
+pooled: by the product of the mean query, through a matrix of its head where there are ``gates``,
+    with the mean key.
 lines: by what the latest queries give to it, and to the block at the same distance from them.
+nearness: by its distance alone.
 query_aware: pooled, in heads where that comes close to what the latest queries give, else lines.
+head_patterns: nearness, lines or pooled, as ``patterns`` say for each head.
 """
 
 
@@ -128,7 +130,8 @@ class BlockSelector(Selector):
     """A method of weighing blocks of keys for blocks of queries.
 
     ``weights`` is all the method; ``scoring`` is as in `PageSelector`. ``tensors`` have a row for
-    each query head, like ``gates``, float32 ``[heads, head_dim, head_dim]``.
+    each query head: ``gates``, float32 ``[heads, head_dim, head_dim]``, ``patterns``, int32
+    ``[heads]``, or what only a selector without a scoring knows.
     """
 
     scoring: ClassVar[BlockScoring | None] = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from sparsify.codegen.kernels.cpu.block_weights import BlockWeights, LineWeights, PooledWeights
+from sparsify.codegen.kernels.cpu.block_weights import BlockWeights, QueryBlock
+from sparsify.codegen.kernels.cpu.line_weights import LineWeights
+from sparsify.codegen.kernels.cpu.pooled_weights import PooledWeights
 from sparsify.codegen.kernels.cpu.simd import Expr, bind, choose, store
 from sparsify.layouts import LANES
 from sparsify.selectors.query_aware import MOST_DIVERGENCE
@@ -42,9 +43,12 @@ class QueryAwareWeights(BlockWeights):
             blocks = bind(T.floordiv(total + (self.size - 1), self.size))
             with T.If(latest > 0), T.Then():
                 token = bind(sequence * length + (count - latest))
-                at, place = bind(plane * self.row), (sequence, head)
-                self.means.weigh(self.estimates, at, place, token, latest, blocks, total)
-                self._compare(plane, at, blocks, latest)
+                row = QueryBlock(
+                    *(sequence, head, token, latest, blocks, total),
+                    *(self.estimates, bind(plane * self.row)),
+                )
+                self.means.weigh(row)
+                self._compare(plane, row.at, blocks, latest)
 
     def _compare(self, plane: Expr, at: Expr, blocks: Expr, latest: Expr) -> None:
         """Stores the Jensen-Shannon divergence of the estimate and the truth."""
@@ -65,22 +69,10 @@ class QueryAwareWeights(BlockWeights):
             apart = (_information(a) + _information(b)) * half - _information((a + b) * half)
             store(self.divergence, plane, self.divergence[plane] + apart, 1)
 
-    def weigh(
-        self,
-        weights: Expr,
-        at: Expr,
-        place: tuple[Expr, Expr],
-        token: Expr,
-        real: Expr,
-        blocks: Expr,
-        total: Expr,
-    ) -> None:
-        def by(member: BlockWeights) -> Callable[[], None]:
-            return lambda: member.weigh(weights, at, place, token, real, blocks, total)
-
-        found = self.divergence[place[0] * self.spec.heads + place[1]]
+    def weigh(self, row: QueryBlock) -> None:
+        found = self.divergence[row.sequence * self.spec.heads + row.head]
         trusted = bind(found < T.float32(MOST_DIVERGENCE**2))
-        choose(True, trusted, by(self.means), by(self.lines))
+        choose(True, trusted, lambda: self.means.weigh(row), lambda: self.lines.weigh(row))
 
 
 def _information(share: Expr) -> Expr:

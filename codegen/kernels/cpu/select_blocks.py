@@ -14,8 +14,12 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
-from sparsify.codegen.kernels.cpu.block_weights import BlockWeights, LineWeights, PooledWeights
+from sparsify.codegen.kernels.cpu.block_weights import BlockWeights, QueryBlock
+from sparsify.codegen.kernels.cpu.head_pattern_weights import HeadPatternWeights
+from sparsify.codegen.kernels.cpu.line_weights import LineWeights
+from sparsify.codegen.kernels.cpu.nearness_weights import NearnessWeights
 from sparsify.codegen.kernels.cpu.paged_cache import PAGE, WHOLE, CacheOperands
+from sparsify.codegen.kernels.cpu.pooled_weights import PooledWeights
 from sparsify.codegen.kernels.cpu.query_aware_weights import QueryAwareWeights
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
@@ -40,7 +44,9 @@ from sparsify.selectors import BlockScoring
 WEIGHINGS: dict[BlockScoring, type[BlockWeights]] = {
     "pooled": PooledWeights,
     "lines": LineWeights,
+    "nearness": NearnessWeights,
     "query_aware": QueryAwareWeights,
+    "head_patterns": HeadPatternWeights,
 }
 
 
@@ -79,10 +85,10 @@ class SelectBlocks:
         return f"select_{scoring}_{self.isa.name}_{heads}_s{in_name(self.scale)}_{shares}"
 
     def build(self) -> Any:
-        """A PrimFunc ``(query, keys[, gates], pages, lengths, counts, layer, length, y)``.
+        """A PrimFunc ``(query, keys[, operand], pages, lengths, counts, layer, length, y)``.
 
-        Query is in lanes. It fails when a page that a sequence holds is not in the pool, or a
-        length or a count is impossible.
+        Query is in lanes, ``operand`` is what the member reads besides. It fails when a page that
+        a sequence holds is not in the pool, or a length, a count or a pattern is impossible.
         """
         return _Emitter(self).build()
 
@@ -94,14 +100,13 @@ class _Emitter:
         self.cache = CacheOperands("select_blocks", spec.kv_heads, spec.head_dim)
 
     def build(self) -> Any:
-        spec, cache = self.spec, self.cache
-        matrices = (spec.heads, spec.head_dim, spec.head_dim)
+        spec, cache, kind = self.spec, self.cache, WEIGHINGS[self.spec.scoring]
         with prim_func(spec.name) as result:
             keys, _, pages = cache.tensors
-            query, keys, gates, table, self.lengths, self.counts, layer, length, self.y = arguments(
+            query, keys, given, table, self.lengths, self.counts, layer, length, self.y = arguments(
                 Tensor("query", (symbol(), spec.features, LANES)),
                 keys,
-                Tensor("gates", matrices) if spec.gates else None,
+                kind.operand(spec),
                 pages,
                 Tensor("lengths", (cache.batch,), "int64"),
                 Tensor("counts", (cache.batch,), "int64"),
@@ -116,7 +121,7 @@ class _Emitter:
             self.rows = bind(T.max(_runs(length, spec.block[0]), T.int64(1)))
             self.padded = bind(_runs(self.columns, PADDING) * PADDING)
             # Memory is taken where the function begins: its size can follow from extents only.
-            weighing = WEIGHINGS[spec.scoring](spec, cache, query, keys, gates, self.columns)
+            weighing = kind(spec, cache, query, keys, given, self.columns)
             weighing.allocate()
             tasks = bind(cache.batch * spec.heads * self.rows)
             self.weights = T.alloc_buffer((tasks * self.padded,), "float32", scope="global")
@@ -143,7 +148,7 @@ class _Emitter:
             blocks = bind(T.floordiv(first + real - 1, self.size) + 1)
             at = bind(task * self.padded)
             token = bind(sequence * self.length + start)
-            weighing.weigh(self.weights, at, (sequence, head), token, real, blocks, total)
+            weighing.weigh(QueryBlock(sequence, head, token, real, blocks, total, self.weights, at))
             ranked = TopRanks(self.ranks, at, blocks, self.width)
             ranked.put(lambda offset: load(self.weights, at + offset, self.width))
             sinks = bind(T.min(T.int64(spec.sinks), blocks))

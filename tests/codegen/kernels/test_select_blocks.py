@@ -29,6 +29,7 @@ class Blocks:
     mass: float = 0.0
     sinks: int = 1
     recent: int = 1
+    patterns: tuple[int, ...] = ()
 
     @property
     def features(self) -> int:
@@ -39,13 +40,16 @@ class Blocks:
         assert selector.scoring is not None
         return SelectBlocks(
             isa, self.heads, self.kv_heads, self.head_dim, self.features, 5, 0.3,
-            selector.scoring, bool(selector.tensors), self.block, self.density, self.mass,
+            selector.scoring, "gates" in selector.tensors, self.block, self.density, self.mass,
             self.sinks, self.recent,
         )  # fmt: skip
 
     def tensors(self) -> list[torch.Tensor]:
-        count = len(block_selector(self.selector).tensors)
-        return [torch.randn(self.heads, self.head_dim, self.head_dim) for _ in range(count)]
+        given = {
+            "gates": torch.randn(self.heads, self.head_dim, self.head_dim),
+            "patterns": torch.tensor(self.patterns, dtype=torch.int32),
+        }
+        return [given[name] for name in block_selector(self.selector).tensors]
 
     def operands(self, length: int, lengths: list[int], counts: list[int]) -> Operands:
         pages = Case("latest", self.heads, self.kv_heads, self.head_dim, 4)
@@ -61,6 +65,12 @@ CASES = {
     "lines": Blocks("vertical_slash", 6, 3, 24),
     "aware": Blocks("query_aware", 6, 2, 24),
     "aware of mass": Blocks("query_aware", 2, 1, 7, (16, 2), 0.9, 0.4, 0, 2),
+    "near": Blocks("a_shape", 3, 1, 5, (16, 2), 0.4),
+    "near of mass": Blocks("a_shape", 2, 2, 8, (64, 1), 0.7, 0.6, 2, 1),
+    "patterns": Blocks("head_patterns", 6, 2, 24, patterns=(0, 1, 1, 2, 0, 0)),
+    "patterns of mass": Blocks(
+        "head_patterns", 7, 7, 9, (16, 1), 0.9, 0.4, 1, 2, (2, 0, 1, 0, 1, 1, 2)
+    ),
     "lines of mass": Blocks("vertical_slash", 1, 1, 33, (128, 3), 0.5, 0.3, 2, 1),
 }
 
@@ -138,6 +148,26 @@ def test_of_equal_blocks_the_earlier_have_the_mass(
         for head in range(2):
             listed = found[0, head, row]
             assert listed[listed >= 0].tolist() == expected
+
+
+def test_a_head_without_a_pattern_is_refused(
+    library: Any, width: Any, lanes: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    case = CASES["patterns"]
+    given = case.operands(16, [40], [16])
+    for wrong in (-1, 3):
+        given.tensors[0][4] = wrong
+        inputs = [
+            lanes(given.query), given.keys, *given.tensors, given.pages, given.lengths,
+            given.counts, LAYER, 16,
+        ]  # fmt: skip
+        with pytest.raises(ValueError, match="patterns must be at least 0 and below 3"):
+            library(case.kernel(width.isa), inputs, (1, 6, 1, 1), dtype=torch.int32)
+        with pytest.raises(ValueError, match=f"has the pattern {wrong}; there are 0 a_shape"):
+            select_blocks.reference(
+                given.query, given.keys, given.tensors, given.pages, given.lengths, given.counts,
+                LAYER, case.heads, 5, 0.3, case.selector, case.block, case.density,
+            )  # fmt: skip
 
 
 def test_names_tell_kernels_apart() -> None:

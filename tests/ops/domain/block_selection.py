@@ -11,11 +11,11 @@ NAMES = ("layer", "heads", "offset", "scale")
 
 def cases() -> Iterator[Case]:
     for case in eager.cases(False):
-        query, keys, gates, pages, lengths, counts, *rest, _ = case.args
+        query, keys, tensors, pages, lengths, counts, *rest, _ = case.args
         selector, block, density, mass, sinks, recent = rest[4:]
         operator = select_blocks(selector)
         ports = (port.name for port in operator.inputs)
-        inputs = dict(zip(ports, (query, keys, *gates, pages, lengths, counts), strict=True))
+        inputs = dict(zip(ports, (query, keys, *tensors, pages, lengths, counts), strict=True))
         attributes = dict(zip(NAMES, rest[:4], strict=True))
         attributes |= {"block": block, "density": density, "mass": mass}
         attributes |= {"sinks": sinks, "recent": recent}

@@ -9,18 +9,25 @@ from tests.ops.eager.case import TOKENS, Case
 from tests.ops.eager.kv_cache import HEAD_DIM, LAYER
 from tests.ops.eager.page_selection import HEADS, OFFSET, long_cache
 
-SELECTORS = ("pooled", "block_gate", "vertical_slash", "query_aware")
+SELECTORS = ("pooled", "block_gate", "vertical_slash", "query_aware", "a_shape", "head_patterns")
+PATTERNS = ("a_shape", "vertical_slash", "pooled")
 SCALE = 0.7
 
 
 def cases(lanes: bool) -> list[Case]:
     found = []
-    for number, (batch, length) in enumerate([*TOKENS, (2, 37), (1, 50), (1, 50), (2, 37)]):
+    for number, (batch, length) in enumerate(
+        [*TOKENS, (2, 37), (1, 50), (1, 50), (2, 37), (2, 41), (1, 61), (2, 33)]
+    ):
         cache, selector = long_cache(batch, length), SELECTORS[number % len(SELECTORS)]
         block, density = [(16, 1), (7, 2), (32, 1)][number % 3], [0.4, 0.25, 0.7][number % 3]
         mass, sinks, recent = [0.0, 0.6][number % 2], number % 3, 1 + number % 2
         query = torch.randn(batch, length, 14)
-        gates = [torch.randn(HEADS, HEAD_DIM, HEAD_DIM)] if selector == "block_gate" else []
+        given = {
+            "block_gate": [torch.randn(HEADS, HEAD_DIM, HEAD_DIM)],
+            "head_patterns": [(torch.arange(HEADS) + number).int() % len(PATTERNS)],
+        }
+        tensors = given.get(selector, [])
         columns, rows = -(-cache.pages.shape[1] // block[1]), -(-length // block[0])
         lists = torch.full((batch, HEADS, rows, columns), -1, dtype=torch.int32)
         for row in range(batch):
@@ -31,15 +38,23 @@ def cases(lanes: bool) -> list[Case]:
                     or [torch.zeros(HEAD_DIM)]
                 ).double()
                 q = query[row, :count, OFFSET + head * HEAD_DIM :][:, :HEAD_DIM].double()
-                gate = gates[0][head].double() if gates else torch.eye(HEAD_DIM).double()
+                gate = torch.eye(HEAD_DIM).double()
+                if selector == "block_gate":
+                    gate = tensors[0][head].double()
                 size = block[1] * ops.PAGE
-                by_lines = selector == "vertical_slash"
+                own_pattern = selector
+                if selector == "head_patterns":
+                    own_pattern = PATTERNS[tensors[0][head]]
+                by_lines = own_pattern == "vertical_slash"
                 if selector == "query_aware" and count:
                     by_lines = diverges(q, keys, size)
                 for part in range(-(-count // block[0])):
                     own = q[part * block[0] : (part + 1) * block[0]]
                     first = start + part * block[0]
-                    if by_lines:
+                    if own_pattern == "a_shape":
+                        last = (first + len(own) - 1) // size
+                        weights = [1 / (1 + last - j) for j in range(last + 1)]
+                    elif by_lines:
                         weights = lines(q, keys, first + len(own) - 1, size)
                     else:
                         weights = pooled(own @ gate, keys, first, size)
@@ -47,7 +62,7 @@ def cases(lanes: bool) -> list[Case]:
                     listed = chosen(weights, near, density, mass, sinks, recent)
                     lists[row, head, part, : len(listed)] = torch.tensor(listed)
         args = (
-            *(ops.to_lanes.reference(query) if lanes else query, cache.keys, gates, cache.pages),
+            *(ops.to_lanes.reference(query) if lanes else query, cache.keys, tensors, cache.pages),
             *(cache.starts + cache.counts, cache.counts, LAYER, HEADS, OFFSET, SCALE, selector),
             *(list(block), density, mass, sinks, recent, [batch, length] if lanes else []),
         )
