@@ -149,7 +149,7 @@ def _held(
         where = f"export_c: state {{{name!r}: {title!r}}}: entry {program.name!r} has no"
         place, new = inputs.get(c_name(name)), results.get(c_name(title))
         if place is None:
-            raise ValueError(f"{where} input {name!r}; its inputs are {', '.join(nodes)}")
+            raise ValueError(f"{where} input {name!r}; its inputs are {', '.join(inputs)}")
         if new is None:
             raise ValueError(f"{where} result {title!r}; its results are {', '.join(results)}")
         held[c_name(name)] = (place, new)

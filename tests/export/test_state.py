@@ -27,6 +27,7 @@ DECODE = f"""
 #include <stdio.h>
 #include <stdlib.h>
 #include "model.h"
+#include "npy.h"
 
 enum {{ WIDTH = {-(-TOKENS // PAGE)}, VOCABULARY = 61 }};
 static _Alignas(64) int64_t ids[{CHUNK}], start, count;
@@ -55,7 +56,13 @@ static int64_t step(int entry, int64_t length) {{
 
 /* The prompt's tokens, then how many more; "!" instead of a page that the cache has. */
 int main(int argc, char **argv) {{
-  if (model_init(model_weights, MODEL_WEIGHTS_BYTES) != SPARSIFY_OK) return 1;
+#ifdef MODEL_LINKED_WEIGHTS
+  const void *weights = model_weights;
+#else
+  size_t bytes = 0;
+  const void *weights = npy_read_file("model.weights", SPARSIFY_ALIGNMENT, &bytes);
+#endif
+  if (model_init(weights, MODEL_WEIGHTS_BYTES) != SPARSIFY_OK) return 1;
   for (int i = 0; i < WIDTH; ++i) pages[i] = WIDTH - 1 - i;
   if (argv[1][0] == '!') pages[0] = WIDTH;
   if (argv[1][0] != '?' &&
@@ -122,8 +129,6 @@ def test_a_language_model_decodes_on_other_machines(
     there, (_, compiled) = toolchain(target), language_model
     compiled.export_c(tmp_path, target=target, max_tokens=TOKENS, chunk=CHUNK)
     (tmp_path / "decode.c").write_text(DECODE)
-    if not there.linked_weights:
-        pytest.skip("this program reads its weights from a file")
     program = there.build(tmp_path, sources=("decode.c",))
     prompt = torch.randint(1, 61, (19,))
     wanted = compiled.generate(prompt[None], max_new_tokens=12)[0, 19:].tolist()
@@ -272,6 +277,18 @@ int main(void) {
 """
 
 
+COUNT_CPP = """
+#include "model.hpp"
+
+int main() {
+  model::Model net;
+  net.run();
+  net.reset();
+  return net.state().h[0] == 0.5f ? 0 : 1;
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def counter() -> Any:
     return sparsify.compile(Counter(), (torch.zeros(5),))
@@ -288,6 +305,9 @@ def test_an_entry_of_nothing_but_state(counter: Any, host: Any, tmp_path: Path) 
         "8 the workspace overlaps the state",
     ]
     host.run(host.build(tmp_path, flags=SANITIZERS), "--repeat", 2)
+    (tmp_path / "count.cpp").write_text(COUNT_CPP)
+    command = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic", "count.cpp"]
+    subprocess.run([*command, "-fsyntax-only"], cwd=tmp_path, check=True)
 
 
 def test_what_cannot_be_state(filter_: tuple[nn.Module, Any], tmp_path: Path) -> None:
