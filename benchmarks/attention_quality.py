@@ -1,4 +1,4 @@
-"""What sparse attention costs SmolLM2-135M: needles in editorials, perplexity against density.
+"""What SmolLM2-135M still finds with sparse attention over its cache: needles in editorials.
 
     python -m benchmarks.attention_quality
     python -m benchmarks.attention_quality --part prefill --methods pooled_blocks --lengths 1000
@@ -10,9 +10,6 @@ Parts:
 - ``decode``: the text is read whole; the question and the answer go token by token, over at most
   ``--budget`` tokens of the cache, as Quest is measured by its authors. Perplexity is that of the
   last ``--steps`` tokens of a text of the greatest length, which go the same way.
-- ``perplexity``: of a text that comes at once, for each method at ``--densities``. Programs run
-  eagerly there, which `tests/passes` compare with compiled ones. `density` is the share of visible
-  blocks that are listed, as it was counted; a static pattern has that of its own.
 
 A needle is found when the answer begins with its number.
 """
@@ -20,45 +17,34 @@ A needle is found when the answer begins with its number.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from torch import fx
 
 import sparsify
-from benchmarks.attention_patterns import PATTERNS
 from benchmarks.checkpoints import SMOLLM2
 from benchmarks.editorials import rated, token_windows
 from benchmarks.needles import ANSWER, Needle, needles
-from sparsify import ops
+from benchmarks.records import Record, Records, table
 from sparsify.bench import threads
 from sparsify.calibration import Calibration
-from sparsify.contracts import PassContext
-from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.generation import CompiledCausalLM
 from sparsify.generation.paged_cache import PagedCache
-from sparsify.ops import PAGE
-from sparsify.passes import PORTABLE, run_pipeline
-from sparsify.passes.graph import arguments, shape_of
 from sparsify.patterns import Pattern, Strided, WindowSinks
-from sparsify.program import Program
 
-PARTS = ("prefill", "decode", "perplexity")
 BLOCK = 64
-DYNAMIC: dict[str, Callable[..., Any]] = {
-    "pooled_blocks": sparsify.PooledBlocks,
-    "flex_prefill": sparsify.FlexPrefill,
-    "vertical_slash": sparsify.VerticalSlash,
+DYNAMIC: dict[str, Callable[[Calibration], Callable[..., Any]]] = {
+    "pooled_blocks": lambda _: sparsify.PooledBlocks,
+    "flex_prefill": lambda _: sparsify.FlexPrefill,
+    "vertical_slash": lambda _: sparsify.VerticalSlash,
 }
-"""Recipes of prompts by their densities."""
+"""Recipes of prompts, by the texts that they may be calibrated on and then by their densities."""
 STATIC: dict[str, Callable[[int], Pattern]] = {
     "window_sinks": lambda size: WindowSinks(size, 1),
     "strided": lambda size: Strided(size, 8),
@@ -71,10 +57,8 @@ DECODE: dict[str, Callable[[int, Calibration], Any]] = {
     "streaming_window": lambda budget, _: sparsify.StreamingWindow(budget),
 }
 _CALIBRATION = 512
-"""Tokens of film reviews that `DoubleSparsity` is calibrated on, which are no editorials."""
+"""Tokens of film reviews that recipes are calibrated on."""
 _REVIEWS = 100
-_AT_ONCE = 256
-"""Rows of logits that are in memory together."""
 
 
 def fitting(make: Callable[[int], Pattern], blocks: int, density: float) -> Pattern:
@@ -97,9 +81,15 @@ def answer(lm: CompiledCausalLM, cache: PagedCache, logits: torch.Tensor) -> tor
     return torch.cat(said)
 
 
-def blocks_of(name: str, density: float, keys: int) -> Any:
+def blocks_of(name: str, density: float, keys: int, texts: Calibration) -> Any:
     """A recipe of prompts that always reads the first block and the one before a query's own."""
-    return DYNAMIC[name](density, keys=keys, sinks=keys, recent=keys)
+    return DYNAMIC[name](texts)(density, keys=keys, sinks=keys, recent=keys)
+
+
+def reviews(tokenizer: Any) -> Calibration:
+    """Film reviews, for what is calibrated: they are no editorials."""
+    text = " ".join(text for _, _, text in rated("movieReviewSnippets")[:_REVIEWS])
+    return Calibration([tokenizer(text).input_ids[:_CALIBRATION]])
 
 
 def compiled(model: Any, recipe: Any) -> CompiledCausalLM:
@@ -114,7 +104,7 @@ def hidden(given: argparse.Namespace, tokenizer: Any) -> Iterator[Needle]:
         yield from needles(tokenizer, given.lengths, seed)
 
 
-def record(part: str, method: str, hits: list[tuple[Needle, bool]], **more: Any) -> dict[str, Any]:
+def record(part: str, method: str, hits: list[tuple[Needle, bool]], **more: Any) -> Record:
     by_length: dict[str, int] = {}
     for needle, hit in hits:
         by_length[str(needle.length)] = by_length.get(str(needle.length), 0) + hit
@@ -122,15 +112,18 @@ def record(part: str, method: str, hits: list[tuple[Needle, bool]], **more: Any)
     return {"part": part, "method": method, "found": found, "of": len(hits), **by_length, **more}
 
 
-def prefill(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
+def prefill(
+    given: argparse.Namespace, names: list[str], model: Any, tokenizer: Any
+) -> Iterator[Record]:
     every = list(hidden(given, tokenizer))
     density = given.density / 100
-    for name in wanted(given, "prefill", ("dense", *DYNAMIC, *STATIC)):
+    texts = reviews(tokenizer)
+    for name in names:
         hits, before = [], None
         for needle in every:
             recipe = None
             if name in DYNAMIC:
-                recipe = blocks_of(name, density, given.keys)
+                recipe = blocks_of(name, density, given.keys, texts)
             elif name in STATIC:
                 blocks = -(-needle.prompt.shape[1] // BLOCK)
                 recipe = sparsify.PatternAttention(fitting(STATIC[name], blocks, density))
@@ -142,14 +135,12 @@ def prefill(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[d
         yield record("prefill", name, hits)
 
 
-def decode(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    names = wanted(given, "decode", ("dense", *DECODE))
-    if not names:
-        return
+def decode(
+    given: argparse.Namespace, names: list[str], model: Any, tokenizer: Any
+) -> Iterator[Record]:
     longest = max(given.lengths)
     windows = token_windows(tokenizer, longest)
-    reviews = " ".join(text for _, _, text in rated("movieReviewSnippets")[:_REVIEWS])
-    texts = Calibration([tokenizer(reviews).input_ids[:_CALIBRATION]])
+    texts = reviews(tokenizer)
     # Its prompts leave what every other method reads too.
     reader = compiled(model, DECODE["quest"](given.budget, texts))
     held = []
@@ -177,107 +168,20 @@ def decode(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[di
         yield record("decode", name, hits, perplexity=math.exp(total / (given.steps - 1)))
 
 
-def perplexity(given: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    text = token_windows(tokenizer, given.window)[-1]
-    programs = run_pipeline(import_causal_lm(model), PORTABLE).programs
-    recipes: list[tuple[str, Any]] = [("dense", None)]
-    for name in DYNAMIC:
-        recipes += [(f"{name} {d}%", blocks_of(name, d / 100, given.keys)) for d in given.densities]
-    recipes += [(f"patterns {p}", sparsify.PatternAttention(p, block=BLOCK)) for p in PATTERNS]
-    left = wanted(given, "perplexity", (name for name, _ in recipes))
-    for name, recipe in recipes:
-        if name not in left:
-            continue
-        if recipe is None:
-            yield {"part": "perplexity", "method": name, **measured(programs["prefill"], text)}
-            continue
-        found = recipe.run(programs, PassContext()).programs["prefill"]
-        yield {"part": "perplexity", "method": name, **measured(found, text)}
-
-
-def measured(program: Program, text: torch.Tensor) -> dict[str, float]:
-    """Perplexity and density of a text that a prefill program reads at once."""
-    head, hidden = head_of(program)
-    attentions = [n for n in program.graph.nodes if n.target == ops.paged_attention.overload]
-    selections = {arguments(n)["selected"]: arguments(n)["block"] for n in attentions}
-    selections.pop(None, None)
-    states: list[torch.Tensor] = []
-    shares: list[float] = []
-
-    def watch(node: fx.Node, value: torch.Tensor) -> None:
-        if node is hidden:
-            states.append(value[0])
-        if node in selections:
-            share = float((value >= 0).sum()) / shown(value, selections[node], len(text))
-            shares.append(share)
-
-    Calibration([text]).run(program, watch, {hidden, *selections})
-    (state,) = states
-    total = 0.0
-    for rows, following in zip(state[:-1].split(_AT_ONCE), text[1:].split(_AT_ONCE), strict=True):
-        logits = rows @ head.mT
-        total += float(torch.nn.functional.cross_entropy(logits, following, reduction="sum"))
-    density = sum(shares) / len(shares) if shares else 1.0
-    return {"perplexity": math.exp(total / (len(text) - 1)), "density": density}
-
-
-def shown(lists: torch.Tensor, block: Sequence[int], tokens: int) -> int:
-    """How many blocks causality shows, of lists ``[batch, heads, query blocks, key blocks]``."""
-    ends = (torch.arange(1, lists.shape[2] + 1) * block[0]).clamp(max=tokens)
-    return lists.shape[0] * lists.shape[1] * int((ends / (block[1] * PAGE)).ceil().sum())
-
-
-def head_of(program: Program) -> tuple[torch.Tensor, fx.Node]:
-    """The output layer of a prefill program, and the states of all tokens from which it reads."""
-    linears = [n for n in program.graph.nodes if n.target == ops.sparse_linear.overload]
-    options = arguments(linears[-1])
-    weight = program.weight_of(options["weight"][0])
-    assert weight is not None
-    node = options["x"]
-    while not (len(shape_of(node)) == 3 and isinstance(shape_of(node)[1], torch.SymInt)):
-        node = node.all_input_nodes[0]
-    return weight, node
-
-
-def wanted(given: argparse.Namespace, part: str, names: Iterable[str]) -> list[str]:
-    """What is asked for and not in the output yet."""
-    asked = (n for n in names if given.methods is None or n.partition(" ")[0] in given.methods)
-    done = {(cell["part"], cell["method"]) for cell in written(given)}
-    return [name for name in asked if (part, name) not in done]
-
-
-def written(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """The records of an earlier run that was cut short."""
-    if given.output is None or not given.output.exists():
-        return []
-    return [json.loads(line) for line in given.output.read_text().splitlines()]
-
-
-def table(found: list[dict[str, Any]]) -> Table:
-    made = Table(title=found[0]["part"], title_justify="left")
-    columns = list(dict.fromkeys(name for cell in found for name in cell if name != "part"))
-    for name in columns:
-        made.add_column(name, justify="left" if name == "method" else "right")
-    for cell in found:
-        values = (cell.get(name, "") for name in columns)
-        made.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
-    return made
+PARTS = {"prefill": (prefill, (*DYNAMIC, *STATIC)), "decode": (decode, tuple(DECODE))}
+"""What measures the methods of a part, and their names."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument(
-        "--methods", nargs="+", help="only these, of all parts; perplexity: also patterns"
-    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=tuple(PARTS))
+    parser.add_argument("--methods", nargs="+", help="only these, of all parts")
     parser.add_argument("--lengths", type=int, nargs="+", default=(1000, 2000, 4000))
     parser.add_argument("--seeds", type=int, nargs="+", default=(1,), help="nine needles for each")
     parser.add_argument("--density", type=int, default=25, help="percent that prompts read")
     parser.add_argument("--keys", type=int, default=BLOCK, help="of a block that is selected")
-    parser.add_argument("--densities", type=int, nargs="+", default=(10, 25, 50))
     parser.add_argument("--budget", type=int, default=512, help="tokens that a step reads")
     parser.add_argument("--steps", type=int, default=512, help="of which decode's perplexity is")
-    parser.add_argument("--window", type=int, default=2048, help="tokens of perplexity's text")
     parser.add_argument(
         "--output",
         type=Path,
@@ -290,16 +194,15 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     tokenizer, model = SMOLLM2.tokenizer(), SMOLLM2.load()
-    parts = {"prefill": prefill, "decode": decode, "perplexity": perplexity}
+    records = Records.of(given)
     with threads(1), torch.no_grad():
         for part in given.part:
-            found = [cell for cell in written(given) if cell["part"] == part]
-            for cell in parts[part](given, model, tokenizer):
-                print(json.dumps(cell), flush=True)
+            measure, methods = PARTS[part]
+            found = records.written(part)
+            names = records.missing(part, ("dense", *methods), given.methods)
+            for cell in measure(given, names, model, tokenizer) if names else ():
+                records.add(cell)
                 found.append(cell)
-                if given.output is not None:
-                    with given.output.open("a") as file:
-                        file.write(json.dumps(cell) + "\n")
             if found:
                 Console(width=120).print(table(found))
     return 0

@@ -6,7 +6,8 @@
 One cell is ``y[tokens, out] = x[tokens, in] @ W.T`` for one random weight. Every layout that the
 target has kernels for is timed twice, all in turns: the first series says which is best, the
 second what choosing the predicted one instead costs, so that a lucky time wins nothing. Up to 8
-tokens, weights come from memory, as they do in a model; above, they may be cached.
+tokens, weights come from memory, as they do in a model, or with ``--resident`` from a cache, as in
+a small one; above, they may be cached.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def measure(weights: Sequence[Weight], given: argparse.Namespace, count: int) ->
     from sparsify.codegen.target import Target
     from sparsify.codegen.tune import Effort, TunedCostModel
 
-    predicted = CpuCostModel(Target.parse("native"), count)
+    predicted = CpuCostModel(Target.parse("native"), count, given.resident)
     every = Effort(1000, given.rounds, given.seconds)
     models = [TunedCostModel(predicted, every, Measurements(None)) for _ in range(2)]
     with threads(count):
@@ -112,6 +113,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sparsity", type=int, nargs="+", default=SPARSITIES, help="percent")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--threads", type=int, nargs="+", default=THREADS)
+    parser.add_argument("--resident", action="store_true", help="weights stay in a cache")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.005, help="length of one turn")
     parser.add_argument("--json", action="store_true", help="one record a line, no tables")

@@ -6,9 +6,11 @@ than times.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sparsify.codegen.experts import all_expert_kernels, expert_kernels
+from sparsify.codegen.operators.arguments import arguments_of
 from sparsify.codegen.registry import (
     SkippingKernels,
     StallingKernels,
@@ -19,17 +21,43 @@ from sparsify.codegen.registry import (
 from sparsify.codegen.target import Target
 from sparsify.contracts import Activity
 from sparsify.layouts import LANES, Layout, Stack, form_of
+from sparsify.ops import LINEARS, experts
+from sparsify.program import Program
 
 _EXPOSED = 0.25
 """Of arithmetic on few tokens, what does not hide behind memory, or the other way round."""
 
+_CACHED = 2.5
+"""How much faster than memory the last cache gives weights."""
+
 
 @dataclass(frozen=True)
 class CpuCostModel:
-    """The `CostModel` that passes see."""
+    """The `CostModel` that passes see.
+
+    Attributes:
+        resident: weights stay in a cache from call to call, as those of small models do.
+    """
 
     target: Target
     threads: int = 1
+    resident: bool = False
+
+    @classmethod
+    def of(cls, target: Target, threads: int, programs: Iterable[Program]) -> CpuCostModel:
+        """The model for programs, whose linears may fit a cache even where all are dense."""
+        sizes: dict[str, int] = {}
+        for program in programs:
+            for node in program.graph.nodes:
+                if node.target in LINEARS:
+                    options = arguments_of(node)
+                    name = program.weight_names[options["weight"][0].name]
+                    sizes[name] = 4 * options["out_features"] * options["in_features"]
+                elif node.target == experts.overload:
+                    for weight in node.all_input_nodes:
+                        if (stack := program.weight_of(weight)) is not None:
+                            sizes[program.weight_names[weight.name]] = stack.nbytes
+        return cls(target, threads, sum(sizes.values()) <= target.isa.cache_bytes)
 
     def linear_seconds(
         self, layout: Layout, shape: tuple[int, int], nnz: int, tokens: int
@@ -41,7 +69,9 @@ class CpuCostModel:
         nbytes = layout.estimate_nbytes(shape, nnz)
         if kernels.form == "lanes":
             return max(self._computing(cycles, tasks), nbytes / self.bytes_per_second)
-        share = kernels.bandwidth if isinstance(kernels, StallingKernels) else 1.0
+        share = 1.0
+        if isinstance(kernels, StallingKernels) and not self.resident:
+            share = kernels.bandwidth(isa, layout, tokens)
         return _overlapped(self._computing(cycles, tasks), nbytes / (share * self.bytes_per_second))
 
     def active_seconds(
@@ -83,7 +113,7 @@ class CpuCostModel:
 
     @property
     def bytes_per_second(self) -> float:
-        return self.target.isa.bytes_per_second
+        return self.target.isa.bytes_per_second * (_CACHED if self.resident else 1.0)
 
     @property
     def flops_per_second(self) -> float:

@@ -20,6 +20,8 @@ class Isa:
         hertz: nominal clock, for predictions only.
         bytes_per_second: of memory, that weights which are no longer cached are read with; for
             predictions only.
+        cache_bytes: of weights that stay in its last cache from call to call, about; for
+            predictions only.
         permuted_of_four: of four neighbouring weights, how many come by one 128-bit load and are
             spread by in-lane permutes; the others are broadcast loads. Permutes spare the load
             ports, of which Zen 5 has two for whole vectors and scalars together; loads spare the
@@ -44,6 +46,7 @@ class Isa:
     loads_per_cycle: float = 2.0
     hertz: float = 3.7e9
     bytes_per_second: float = 15e9
+    cache_bytes: int = 1 << 20
     permuted_of_four: int = 0
     vbmi2: bool = False
     gathers: bool = False
@@ -62,7 +65,7 @@ class Isa:
 
 _PSHUFB = "llvm.x86.ssse3.pshuf.b.128"
 
-AVX512 = Isa("avx512", 16, 32, gathers=True, byte_shuffle=_PSHUFB)
+AVX512 = Isa("avx512", 16, 32, cache_bytes=16 << 20, gathers=True, byte_shuffle=_PSHUFB)
 """Server Intel from Ice Lake on, and whatever is not known better."""
 
 AVX512_ZEN5 = replace(AVX512, permuted_of_four=4)
@@ -71,7 +74,7 @@ AVX512_HALF_RATE = replace(
 )
 """AVX-512 on 256-bit units: Zen 4."""
 
-AVX2 = Isa("avx2", 8, 16, gathers=True, byte_shuffle=_PSHUFB)
+AVX2 = Isa("avx2", 8, 16, cache_bytes=8 << 20, gathers=True, byte_shuffle=_PSHUFB)
 
 _TBL = "llvm.aarch64.neon.tbl1.v16i8"
 NEON = Isa(

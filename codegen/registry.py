@@ -104,8 +104,7 @@ class SkippingKernels(Protocol):
 class StallingKernels(Protocol):
     """`LinearKernels` that do not read weights from memory as fast as a core can."""
 
-    @property
-    def bandwidth(self) -> float:
+    def bandwidth(self, isa: Isa, layout: Any, tokens: int) -> float:
         """The share of memory's bandwidth that they reach."""
         ...
 

@@ -70,13 +70,18 @@ class TrialLibrary:
             pool.redirect(path)
 
     def bind(
-        self, trial: Trial, packed: dict[str, torch.Tensor], x: torch.Tensor
+        self,
+        trial: Trial,
+        packed: dict[str, torch.Tensor],
+        x: torch.Tensor,
+        resident: bool = False,
     ) -> tuple[Callable[[], None], torch.Tensor]:
         """A call of the trial, and the ``y[tokens, out]`` or ``[groups, out, 16]`` that it fills.
 
         Args:
             packed: the weight in the trial's layout.
             x: ``[tokens, in]``.
+            resident: the model is so small that its weights stay in a cache.
         """
         out_features, outside = trial.shape[0], form_of(trial.tokens)
         xs = {"rows": x, "lanes": to_lanes.reference(x)}
@@ -85,7 +90,7 @@ class TrialLibrary:
             "lanes": torch.zeros(-(-trial.tokens // LANES), out_features, LANES),
         }
         given, taken = _argument(xs[trial.form]), from_dlpack(ys[trial.form])
-        copies = cycle([[_argument(t) for t in copy] for copy in _copies(trial, packed)])
+        copies = cycle([[_argument(t) for t in copy] for copy in _copies(trial, packed, resident)])
         functions = [self._functions[kernel.name] for kernel in trial.kernels(self._target)]
         if trial.form == outside:
             (multiply,) = functions
@@ -105,11 +110,13 @@ def _argument(tensor: torch.Tensor) -> Any:
     return from_dlpack(aligned(tensor))
 
 
-def _copies(trial: Trial, packed: dict[str, torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+def _copies(
+    trial: Trial, packed: dict[str, torch.Tensor], resident: bool
+) -> Iterator[list[torch.Tensor]]:
     """The packed tensors, as often as they must be for none to be in a cache when it is read."""
     tensors = [packed[name] for name in trial.layout.tensors]
     yield tensors
-    if form_of(trial.tokens) == "rows":
+    if form_of(trial.tokens) == "rows" and not resident:
         size = sum(tensor.nbytes for tensor in tensors)
         for _ in range(min(_MOST_COPIES, _COLD_BYTES // max(1, size))):
             yield [tensor.clone() for tensor in tensors]

@@ -185,6 +185,7 @@ class TunedCostModel:
             f"{job.shape}, {job.share} nonzero, {job.tokens} tokens",
             repr(self.effort),
             f"{self.predicted.threads} threads of {host_model()}",
+            "weights from a cache" if self.predicted.resident else "weights from memory",
             repr(target),
             f"tvm {tvm.__version__}",
             kernel_sources(),
@@ -214,7 +215,9 @@ class TunedCostModel:
         for count in job.tokens:
             x = torch.randn(count, job.shape[1], generator=generator)
             calls = {
-                trial.layout: library.bind(trial, packed[trial.layout], x)[0]
+                trial.layout: library.bind(trial, packed[trial.layout], x, self.predicted.resident)[
+                    0
+                ]
                 for trial in job.trials()
                 if trial.tokens == count
             }

@@ -27,7 +27,7 @@ _FILES = frozenset(
         """
     assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal
     stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath
-    threads time uchar wchar wctype launch main npy pool serial sparsify wait ctypes numpy
+    threads time uchar wchar wctype checks launch main npy pool serial sparsify wait ctypes numpy
     pathlib sys
     """,
     )

@@ -275,7 +275,7 @@ class Builder:
         from sparsify.codegen.support import unsupported_reason
 
         context = PassContext(
-            cost=self._cost(),
+            cost=self._cost(portable),
             target=self.target.name,
             strict=self.config.strict,
             measured=measured,
@@ -304,10 +304,10 @@ class Builder:
             text=None if text is None else text.to_dict(),
         )
 
-    def _cost(self) -> CostModel:
+    def _cost(self, portable: ProgramSet) -> CostModel:
         from sparsify.codegen.cost import CpuCostModel
 
-        predicted = CpuCostModel(self.target, self.threads)
+        predicted = CpuCostModel.of(self.target, self.threads, portable)
         if self.config.tune == "off":
             return predicted
         from sparsify.codegen.measurements import Measurements

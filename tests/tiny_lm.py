@@ -1,6 +1,7 @@
 """Small causal language models with random weights, and a plain loop that decodes greedily."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -26,7 +27,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.ops import PAGE, CacheShape
+from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.program import ProgramSet
 
 SIZES = {
@@ -94,6 +97,12 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         )
     ),
 }
+
+
+@cache
+def portable_programs(name: str) -> ProgramSet:
+    """A model's portable programs; passes leave them as they are, so all tests share them."""
+    return run_pipeline(import_causal_lm(MODELS[name]()), PORTABLE).programs
 
 
 def prompts(vocabulary: int, lengths: Sequence[int]) -> list[torch.Tensor]:

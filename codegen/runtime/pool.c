@@ -76,10 +76,11 @@ static _Thread_local bool in_single_task;
 static atomic_int default_limit = 1;
 static atomic_int spin_ns = 10000;
 
-/* TVM keeps a raised error in thread-local storage: a worker's has to be carried over. */
-static void (*error_take)(void **error);
-static void (*error_raise)(void *error);
-static int (*error_release)(void *error);
+/* TVM keeps a raised error in thread-local storage: a worker's has to be carried over. The first is
+ * set last, so whoever sees it sees the others. */
+static void (*_Atomic error_take)(void **error);
+static void (*_Atomic error_raise)(void *error);
+static int (*_Atomic error_release)(void *error);
 
 /* ---- waiting ---- */
 
@@ -167,7 +168,10 @@ static void *work(void *argument) {
     wait_for_work(&pool.worker[task].word);
     ParallelEnv env = pool.env;
     int result = pool.run(task, &env, pool.cdata);
-    if (result != 0 && fail(result) && error_take) error_take(&pool.error);
+    if (result != 0 && fail(result)) {
+      void (*take)(void **) = atomic_load(&error_take);
+      if (take) take(&pool.error);
+    }
     if (atomic_fetch_sub(&pool.pending, 1) == (CALLER_ASLEEP | 1)) unpark(&pool.pending);
   }
   return NULL;
@@ -240,8 +244,8 @@ static int run_job(int tasks, Placement *place) {
     }
   }
   if (pool.error) {
-    error_raise(pool.error);
-    error_release(pool.error);
+    atomic_load(&error_raise)(pool.error);
+    atomic_load(&error_release)(pool.error);
   }
   return atomic_load_explicit(&pool.failure, memory_order_relaxed);
 }
@@ -314,7 +318,7 @@ EXPORT void sparsify_pool_set_spin(int nanoseconds) { atomic_store(&spin_ns, nan
 /* TVMFFIErrorMoveFromRaised, TVMFFIErrorSetRaised and TVMFFIObjectDecRef, once TVM is loaded. */
 EXPORT void sparsify_pool_set_error_functions(void (*take)(void **), void (*raise)(void *),
                                               int (*release)(void *)) {
-  error_raise = raise;
-  error_release = release;
-  error_take = take;
+  atomic_store(&error_raise, raise);
+  atomic_store(&error_release, release);
+  atomic_store(&error_take, take);
 }

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
-_MODEL = ("model.c", "sparsify.c", "serial.c")
+_SOURCES = ("-I.", "model.c", "sparsify.c", "serial.c", "model_kernels.o")
 _CLASSES = ("fma", "vector", "loads", "stores")
 _MCA_ROUNDS = 100
 _QEMU_CPUS = {cpu: cpu for cpu in ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1")}
@@ -61,7 +61,7 @@ class Emulated:
     def build(self, folder: Path) -> Path:
         """The program of an exported folder, without weights in it."""
         compiler = f"{self.prefix}-gcc"
-        _run([compiler, "-O2", "-static", *_sources(folder, "main.c"), "-o", "program"], folder)
+        _run([compiler, "-O2", "-static", *_SOURCES, "main.c", "-lm", "-o", "program"], folder)
         return folder / "program"
 
     def count(
@@ -157,9 +157,7 @@ class Device:
             )
             self._do(f"tar -xf - -C {there}", packed.stdout)
             main = "cc -O2 -I. -Dmodel_run_entry=timed_model_run_entry -c main.c -o main.o"
-            link = shlex.join(
-                ["cc", "-O2", *_sources(folder, "timed.c", "main.o"), "-o", "program"]
-            )
+            link = shlex.join(["cc", "-O2", *_SOURCES, "timed.c", "main.o", "-lm", "-o", "program"])
             run = shlex.join(["./program", "--repeat", str(rounds + 1), *inputs, "-o", "out.npy"])
             lines = self._do(f"cd {there} && {main} && {link} && {run} 2>&1").split()
         finally:
@@ -180,12 +178,6 @@ class Device:
             said = (done.stderr or done.stdout).decode().strip() or f"exit code {done.returncode}"
             raise ForeignError(f"{self.address}: {said}")
         return done.stdout.decode()
-
-
-def _sources(folder: Path, *more: str) -> list[str]:
-    facts = (folder / "CMakeLists.txt").read_text().partition("SPARSIFY_SCRATCH_BYTES=")[2]
-    scratch = f"-DSPARSIFY_SCRATCH_BYTES={facts.partition(')')[0]}"
-    return ["-I.", scratch, *_MODEL, *more, "model_kernels.o", "-lm"]
 
 
 def _llvm_mca() -> str | None:

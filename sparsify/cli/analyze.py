@@ -109,13 +109,13 @@ def _sites(loaded: LoadedModel, target: str, threads: int) -> tuple[list[dict[st
     from sparsify.passes.select_layout import SelectLayout
 
     resolved = Target.parse(target)
-    cost = CpuCostModel(resolved, threads)
-    context = PassContext(cost=cost, target=resolved.name)
     if loaded.generates:
         programs = import_causal_lm(loaded.module)
     else:
         programs = import_torch(loaded.model, loaded.inputs, dynamic_shapes=None)
-    portable = run_pipeline(programs, [*PORTABLE, AnalyzeWeights()], context)
+    portable = run_pipeline(programs, [*PORTABLE, AnalyzeWeights()])
+    cost = CpuCostModel.of(resolved, threads, portable.programs)
+    context = PassContext(cost=cost, target=resolved.name)
     bound = run_pipeline(portable.programs, [SelectLayout()], context)
     reasons = {d.site: d.reason for d in bound.decisions}
     uses = _uses(bound.programs)

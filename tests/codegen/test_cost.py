@@ -1,10 +1,16 @@
 """Predicted times: they rise with work, fall with threads, and prefer what they should."""
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
+import torch
 
 from sparsify.codegen.cost import CpuCostModel
+from sparsify.codegen.isa import AVX512_HALF_RATE
 from sparsify.codegen.registry import linear_kernels
 from sparsify.codegen.target import Target, target_names
+from sparsify.frontend.torch import import_torch
 from sparsify.layouts import (
     Bitmap,
     Dense,
@@ -15,6 +21,7 @@ from sparsify.layouts import (
     WeightStats,
     form_of,
 )
+from sparsify.passes import PORTABLE, run_pipeline
 
 NAMES = [name for name in target_names() if name != "native"]
 SHAPES = [(384, 384), (1536, 384), (384, 1536), (1000, 2048), (33, 17)]
@@ -90,7 +97,7 @@ def test_dense_weights_stay_dense_and_sparse_ones_do_not(
 
 @pytest.mark.parametrize("shape", SHAPES[:4])
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8])
-def test_few_tokens_go_from_dense_by_way_of_bitmaps_to_gathers(
+def test_few_tokens_go_from_dense_by_way_of_bitmaps_to_sell(
     cost: CpuCostModel, shape: tuple[int, int], tokens: int
 ) -> None:
     order = [(Dense, DenseColumns, PackedDense), (Bitmap,), (Sell,)]
@@ -138,3 +145,26 @@ def test_many_threads_get_many_tasks() -> None:
     target, shape = Target.parse("x86-avx512"), (768, 768)
     chosen = best(CpuCostModel(target, threads=8), shape, 0.8, 128)
     assert linear_kernels(chosen, 128).tasks(target.isa, chosen, shape, 128) >= 8
+
+
+@pytest.mark.parametrize(("width", "resident"), [(512, True), (4096, False)])
+def test_weights_that_fit_a_cache_are_not_read_from_memory(width: int, resident: bool) -> None:
+    target = replace(Target.parse("x86-avx512"), isa=AVX512_HALF_RATE)
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(2))).eval()
+    imported = import_torch(model, (torch.ones(2, width),), dynamic_shapes=None)
+    portable = run_pipeline(imported, PORTABLE).programs
+    cost = CpuCostModel.of(target, 1, portable)
+    assert cost.resident == resident
+    # 64 B of dense weights are more than the bits and half of the values from memory alone.
+    assert isinstance(best(cost, (width, width), 0.5, 2), Bitmap) != resident
+
+
+def test_a_cache_makes_no_layout_slower(cost: CpuCostModel) -> None:
+    near = replace(cost, resident=True)
+    for shape, tokens in product(SHAPES, (1, 2, 8, 128)):
+        for layout in cost.candidates(shape, shape[0] * shape[1] // 4, tokens):
+            times = (
+                model.linear_seconds(layout, shape, shape[0] * shape[1] // 4, tokens)
+                for model in (near, cost)
+            )
+            assert next(times) <= next(times)

@@ -1,4 +1,4 @@
-"""C compilers for other machines, and what runs their programs here."""
+"""C compilers for other machines, what runs their programs here, and a model to export."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
+
+import sparsify
+from tests.export.exported_net import LARGEST, Net, Product
 
 WARNINGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
@@ -74,7 +80,7 @@ class Toolchain:
         program = folder / "program"
         weights = [f"{name}_weights.S", f"-D{name.upper()}_LINKED_WEIGHTS"]
         command = [
-            *compiler, *WARNINGS, *self.flags, *flags, "-I.", _scratch(folder),
+            *compiler, *WARNINGS, *self.flags, *flags, "-I.",
             f"{name}.c", "sparsify.c", *launch, *sources, f"{name}_kernels.o",
             *(weights if self.linked_weights else ()), "-lm", "-o", str(program),
         ]  # fmt: skip
@@ -100,12 +106,6 @@ class Toolchain:
         )
         assert not check or done.returncode == 0, done.stderr
         return done
-
-
-def _scratch(folder: Path) -> str:
-    text = (folder / "CMakeLists.txt").read_text()
-    begin = text.index("SPARSIFY_SCRATCH_BYTES=")
-    return "-D" + text[begin : text.index(")", begin)]
 
 
 HOST = Toolchain((("cc",),), flags=())
@@ -157,3 +157,34 @@ def toolchain() -> Callable[[str], Toolchain]:
         return found
 
     return find
+
+
+@pytest.fixture(scope="session")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return sparsify.prune(Net().eval(), sparsify.Unstructured(0.8, skip=("qkv",)))
+
+
+@pytest.fixture(scope="session")
+def compiled(net: nn.Module) -> Any:
+    return sparsify.compile(net, (torch.randn(2, 20, 48), torch.ones(2, 20)))
+
+
+@pytest.fixture(scope="session")
+def folder(compiled: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The net as C for x86."""
+    path = tmp_path_factory.mktemp("c")
+    compiled.export_c(path, target="x86-avx2", largest=LARGEST)
+    return path
+
+
+@pytest.fixture(scope="session")
+def product(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A linear, and its C under its own name, with the sizes of its examples."""
+    torch.manual_seed(0)
+    module = Product().eval()
+    folder = tmp_path_factory.mktemp("product")
+    sparsify.compile(module, (torch.randn(2, 20, 48),)).export_c(
+        folder, target="x86-avx2", name="product"
+    )
+    return module, folder

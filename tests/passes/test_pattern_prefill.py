@@ -9,16 +9,14 @@ import torch
 import sparsify
 from sparsify.calibration import Calibration
 from sparsify.contracts import PassContext
-from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.ops import PAGE, CacheShape
-from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.passes.attention_mixture import AttentionMixture
 from sparsify.passes.attention_trust import BudgetError
 from sparsify.passes.graph import arguments
 from sparsify.passes.pattern_attention import PatternAttention
 from sparsify.patterns import Pattern, Sharded, Strided, WindowSinks
 from sparsify.program import ProgramSet
-from tests.tiny_lm import MODELS
+from tests.tiny_lm import MODELS, portable_programs
 
 BLOCK, HEADS = 32, 4
 
@@ -26,7 +24,7 @@ BLOCK, HEADS = 32, 4
 @pytest.fixture
 def programs() -> ProgramSet:
     torch.manual_seed(0)
-    return run_pipeline(import_causal_lm(MODELS["llama"]()), PORTABLE).programs
+    return portable_programs("llama")
 
 
 def attentions(programs: ProgramSet, name: str) -> list[Any]:

@@ -7,14 +7,13 @@ import torch
 
 import sparsify
 from sparsify.calibration import Calibration
-from sparsify.frontend.causal_lm import import_causal_lm
-from sparsify.passes import PORTABLE, run_pipeline
+from sparsify.passes import run_pipeline
 from sparsify.passes.gate_training import Lesson, train_gates
 from sparsify.passes.graph import arguments
 from sparsify.passes.selection_trust import each_attention
 from sparsify.program import ProgramSet
 from tests.passes.test_select_pages import calls
-from tests.tiny_lm import MODELS
+from tests.tiny_lm import portable_programs
 
 QUERIES, KEYS = 16, 16
 SMALL: dict[str, Any] = {"density": 0.2, "keys": KEYS, "sinks": 0, "recent": 0}
@@ -29,7 +28,7 @@ def texts(seed: int) -> Calibration:
 
 @pytest.fixture(scope="module")
 def llama() -> ProgramSet:
-    return run_pipeline(import_causal_lm(MODELS["llama"]()), PORTABLE).programs
+    return portable_programs("llama")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sparsify.passes.double_sparsity import important_channels
 from sparsify.passes.graph import arguments
 from sparsify.passes.select_pages import PageSelection
 from sparsify.program import Program, ProgramSet
-from tests.tiny_lm import MODELS, SIZES, own_tokens, paged_tokens, prompts
+from tests.tiny_lm import MODELS, SIZES, own_tokens, paged_tokens, portable_programs, prompts
 
 TEXTS = Calibration([torch.arange(50) % 61, torch.arange(20) * 7 % 61])
 SMALL: dict[str, Any] = {"budget": 48, "skip": ()}
@@ -31,7 +31,7 @@ RECIPES: dict[str, PageSelection] = {
 
 @pytest.fixture(scope="module")
 def llama() -> ProgramSet:
-    return run_pipeline(import_causal_lm(MODELS["llama"]()), PORTABLE).programs
+    return portable_programs("llama")
 
 
 def calls(program: Program, name: str) -> list[Any]:
@@ -112,7 +112,7 @@ def test_generation_with_a_recipe(llama: ProgramSet, name: str, tmp_path: Any) -
 
 
 def test_layers_that_are_skipped_and_layers_with_a_window() -> None:
-    programs = run_pipeline(import_causal_lm(MODELS["gemma3"]()), PORTABLE).programs
+    programs = portable_programs("gemma3")
     result = run_pipeline(programs, [sparsify.Quest(budget=48, skip="*layers.0.*")])
     assert len(calls(result.programs["decode"], "select_pages")) == 1
     reasons = [d.reason for d in result.decisions if d.site.startswith("decode")]
@@ -162,10 +162,9 @@ def test_layers_that_share_a_selection_say_whose() -> None:
 def test_layers_that_cannot_select_are_refused(
     model: str, options: dict[str, Any], message: str
 ) -> None:
-    programs = import_causal_lm(MODELS[model]())
     recipe = sparsify.TidalDecode(**{**SMALL, **options})
     with pytest.raises(ValueError, match=message):
-        run_pipeline(programs, [*PORTABLE, recipe])
+        run_pipeline(portable_programs(model), [recipe])
 
 
 def test_important_channels_tell_keys_apart(llama: ProgramSet) -> None:

@@ -135,7 +135,7 @@ def _costs(table: Table, isa: Isa, sell: Sell) -> None:
     def sell_cycles(nnz: int, tokens: int) -> float:
         return SellKernels().cycles(isa, sell, _SAMPLE, nnz, tokens)
 
-    def gather_cycles(nnz: int, tokens: int) -> float:
+    def row_cycles(nnz: int, tokens: int) -> float:
         return SellRowsKernels().cycles(isa, sell, _SAMPLE, nnz, tokens)
 
     def matrix_cycles(tokens: int) -> float:
@@ -151,11 +151,16 @@ def _costs(table: Table, isa: Isa, sell: Sell) -> None:
         tiled.append(f"{{{nonzero!r}, {empty / sums!r}, {dense_cycles(tokens)!r}}}")
     table.define("const TileCosts few_costs", tiled[0])
     table.define("const TileCosts many_costs", tiled[1])
-    one, two, none = (gather_cycles(*at) for at in ((weights, 1), (weights, 2), (0, 1)))
-    step = (two - one) / weights
-    fixed = (one - none) / weights - step
+    none, several = row_cycles(0, 1), row_cycles(0, 2)
     matrix = matrix_cycles(2) - matrix_cycles(1)
-    fields = (fixed, step, none / groups, matrix_cycles(1) - matrix, matrix)
+    fields = (
+        (row_cycles(weights, 1) - none) / weights,
+        (row_cycles(weights, 2) - several) / weights,
+        none / groups,
+        (several - none) / (rows + columns),
+        matrix_cycles(1) - matrix,
+        matrix,
+    )
     table.define("const RowCosts row_costs", f"{{{', '.join(map(repr, fields))}}}")
     table.define("const int64_t sell_widest_block", str(sell.k_block))
     table.define("const int64_t sell_window_rows", str(sell.window))

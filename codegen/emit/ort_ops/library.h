@@ -141,10 +141,10 @@ typedef struct {
   double nonzero, sum, weight;
 } TileCosts;
 extern const TileCosts few_costs, many_costs; /* up to 16 tokens; 128 */
-/* Cycles of rows: of a nonzero that is gathered, once and for each token; of a group of rows in a K
- * block; of a weight of the matrix, once and for each token. */
+/* Cycles of rows: of a nonzero for one token, and for eight; of a group of rows in a K block; of a
+ * feature that eight tokens bring or get; of a weight of the matrix, once and for each token. */
 typedef struct {
-  double nonzero, nonzero_token, group, weight, weight_token;
+  double nonzero_of_one, nonzero, group, feature, weight, weight_token;
 } RowCosts;
 extern const RowCosts row_costs;
 extern const int64_t few_tokens, dense_rows_unit; /* up to so many tokens stay rows */

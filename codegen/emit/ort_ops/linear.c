@@ -147,7 +147,7 @@ static OrtStatus *multiply_rows(Linear *linear, OrtKernelContext *context, int64
   if (by == BY_COLUMNS) {
     float *padded = scratch + (tokens * y_features + 15) / 16 * 16;
     TRY(sum_columns(linear, context, tokens, x, y_rows, padded));
-  } else if (by == BY_GATHERS) {
+  } else if (by == BY_SELL) {
     const Sell *sell = &weight->sell;
     pass(&sums, x, F32, 2, tokens, linear->columns);
     pass(&sums, sell->starts, I32, 1, sell->entries);
@@ -167,7 +167,7 @@ static OrtStatus *multiply_rows(Linear *linear, OrtKernelContext *context, int64
   }
   if (by != BY_COLUMNS) {
     pass(&sums, y_rows, F32, 2, tokens, y_features);
-    TRY(run(api, context, by == BY_GATHERS ? sell_rows_kernel : dense_rows_kernel, &sums));
+    TRY(run(api, context, by == BY_SELL ? sell_rows_kernel : dense_rows_kernel, &sums));
   }
   Call finish = {0};
   pass(&finish, y_rows, F32, 2, tokens, y_features);

@@ -298,15 +298,18 @@ FewTokens few_tokens_by(const Weight *weight, int64_t tokens) {
   double matrix = weights * (row_costs.weight + count * row_costs.weight_token);
   double bytes = weights * sizeof(float);
   if (bytes > NEAR_BYTES && matrix < bytes / BYTES_PER_CYCLE) matrix = bytes / BYTES_PER_CYCLE;
-  double gathers = tiles + matrix;
+  double sell = tiles + matrix;
   if (weight->sparse) {
     double groups =
         (double)(share_of(weight->rows, 1, sell_kernels.rows) / sell_kernels.rows) *
         (double)blocks_of(weight->columns);
-    gathers = (double)weight->nnz * (row_costs.nonzero + count * row_costs.nonzero_token) +
-              groups * row_costs.group;
+    double features = (double)(weight->rows + weight->columns);
+    /* Two to eight tokens lie in one vector. */
+    sell = groups * row_costs.group +
+           (double)weight->nnz * (tokens == 1 ? row_costs.nonzero_of_one : row_costs.nonzero) +
+           (tokens == 1 ? 0 : features * row_costs.feature);
   }
-  if (gathers <= matrix && gathers <= tiles) return BY_GATHERS;
+  if (sell <= matrix && sell <= tiles) return BY_SELL;
   return matrix <= tiles ? BY_MATRIX : IN_TILES;
 }
 

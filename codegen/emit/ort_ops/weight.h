@@ -45,9 +45,9 @@ void free_csr(Csr *csr);
 OrtStatus *pack_weight(const OrtApi *api, const Csr *csr, Weight *made);
 void free_weight(Weight *weight);
 
-/* How so few tokens are computed fastest: in tiles like many, as rows by gathers from SELL, or as
- * rows by the matrix, or by its columns where a share of the inputs is zero. */
-typedef enum { IN_TILES, BY_GATHERS, BY_MATRIX, BY_COLUMNS } FewTokens;
+/* How so few tokens are computed fastest: in tiles like many, as rows from SELL, or as rows by
+ * the matrix, or by its columns where a share of the inputs is zero. */
+typedef enum { IN_TILES, BY_SELL, BY_MATRIX, BY_COLUMNS } FewTokens;
 FewTokens few_tokens_by(const Weight *weight, int64_t tokens);
 
 OrtStatus *make_matrix(const OrtApi *api, const Csr *csr, Matrix *made);

@@ -86,12 +86,8 @@ class SellExperts:
         return _Emitter(self).build()
 
 
-_AHEAD = 1024
-"""Values between a prefetch and their use: experts' weights come from memory."""
-
-
 class _Emitter(GatedTiles):
-    ahead = _AHEAD
+    from_memory = True
 
     def __init__(self, spec: SellExperts) -> None:
         layout, stack = spec.layout, spec.stack

@@ -6,6 +6,7 @@ round s, lanes and vectors whose index differs in bit s swap.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     Tensor,
     arguments,
     bind,
+    i64,
     load,
     prim_func,
     splat,
@@ -50,22 +52,10 @@ class ToLanes:
                 for part in range(self.isa.vectors_per_group):
                     first = bind(group * LANES + part * width)
 
-                    def row(i: int, feature: Expr, count: int, first: Expr = first) -> Expr:
-                        at = T.min(first + i, tokens - 1) * self.features + feature
-                        inside = first + i < tokens
-                        return T.if_then_else(inside, load(x, at, count), splat(0.0, count))
-
                     def place(feature: Expr, part: int = part) -> Expr:
                         return (group * self.features + feature) * LANES + part * width
 
-                    with T.serial(T.int64(self.features // width)) as square:
-                        feature = bind(square * width)
-                        rows = [bind(row(i, feature, width)) for i in range(width)]
-                        for i, column in enumerate(transposed(rows, width)):
-                            store(y, place(feature + i), column, width)
-                    for feature in _rest(self.features, width):
-                        for i in range(width):
-                            store(y, place(T.int64(feature)) + i, row(i, T.int64(feature), 1), 1)
+                    enter(x, y, width, (first, tokens), self.features, place)
         return result[0]
 
 
@@ -93,27 +83,74 @@ class FromLanes:
                 for part in range(self.isa.vectors_per_group):
                     first = bind(group * LANES + part * width)
 
-                    def put(i: int, feature: Expr, value: Expr, count: int, first: Expr) -> None:
-                        with T.If(first + i < tokens), T.Then():
-                            store(y, (first + i) * self.features + feature, value, count)
-
                     def place(feature: Expr, part: int = part) -> Expr:
                         return (group * self.features + feature) * LANES + part * width
 
-                    with T.serial(T.int64(self.features // width)) as square:
-                        feature = bind(square * width)
-                        columns = [bind(load(x, place(feature + i), width)) for i in range(width)]
-                        for i, row in enumerate(transposed(columns, width)):
-                            put(i, feature, row, width, first)
-                    for feature in _rest(self.features, width):
-                        for i in range(width):
-                            value = x[place(T.int64(feature)) + i]
-                            put(i, T.int64(feature), value, 1, first)
+                    everything = T.int64(0), T.int64(self.features)
+                    leave(x, y, width, (first, tokens), self.features, place, everything)
         return result[0]
 
 
-def _rest(features: int, width: int) -> range:
-    return range(features // width * width, features)
+def enter(
+    x: Expr,
+    y: Expr,
+    width: int,
+    place_of: tuple[Expr, Expr],
+    features: Expr | int,
+    place: Callable[[Expr], Expr],
+) -> None:
+    """Rows of tokens, to vectors of a feature each; lanes without a token become zero.
+
+    Args:
+        width: tokens of a vector.
+        place_of: the first of them, and how many tokens ``x[tokens, features]`` has.
+        place: the offset in ``y`` of a feature's vector.
+    """
+    first, tokens = place_of
+
+    def row(i: int, feature: Expr, count: int) -> Expr:
+        at = T.min(first + i, tokens - 1) * features + feature
+        return T.if_then_else(first + i < tokens, load(x, at, count), splat(0.0, count))
+
+    whole = bind(T.floordiv(i64(features), width))
+    with T.serial(whole) as square:
+        feature = bind(square * width)
+        rows = [bind(row(i, feature, width)) for i in range(width)]
+        for i, column in enumerate(transposed(rows, width)):
+            store(y, place(feature + i), column, width)
+    with T.serial(features - whole * width) as rest:
+        feature = bind(rest + whole * width)
+        for i in range(width):
+            store(y, place(feature) + i, row(i, feature, 1), 1)
+
+
+def leave(
+    x: Expr,
+    y: Expr,
+    width: int,
+    place_of: tuple[Expr, Expr],
+    features: Expr | int,
+    place: Callable[[Expr], Expr],
+    run: tuple[Expr, Expr],
+) -> None:
+    """The way back, for a run of features: where it begins, and how many they are."""
+    first, tokens = place_of
+    begin, count = run
+
+    def put(i: int, feature: Expr, value: Expr, lanes: int) -> None:
+        with T.If(first + i < tokens), T.Then():
+            store(y, (first + i) * features + feature, value, lanes)
+
+    whole = bind(T.floordiv(count, width))
+    with T.serial(whole) as square:
+        feature = bind(begin + square * width)
+        columns = [bind(load(x, place(feature + i), width)) for i in range(width)]
+        for i, row in enumerate(transposed(columns, width)):
+            put(i, feature, row, width)
+    with T.serial(count - whole * width) as rest:
+        feature = bind(begin + whole * width + rest)
+        for i in range(width):
+            put(i, feature, x[place(feature) + i], 1)
 
 
 def transposed(rows: list[Expr], width: int) -> list[Expr]:

@@ -106,7 +106,7 @@ class SellKernels:
         tuning = SellTuning.of(isa)
         chunks = [max(1, round(shape[0] / rows)) for rows in tuning.task_rows]
         found = [
-            Sell(rows, _even(shape[1], widest), chunk_of(shape[0], rows, count))
+            Sell(rows, even_columns(shape[1], widest), chunk_of(shape[0], rows, count))
             for rows, widest in tuning.tiles
             for count in chunks or [even_chunks(shape[0])]
         ]
@@ -161,7 +161,7 @@ def dense_vectors(isa: Isa) -> int:
     return 4 if isa.registers >= 32 else 2
 
 
-def _even(features: int, widest: int) -> int:
+def even_columns(features: int, widest: int) -> int:
     """Columns of a K block: as even as may be, so that its activations leave room in cache."""
     return -(-features // -(-features // widest))
 

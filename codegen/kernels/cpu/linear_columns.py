@@ -35,8 +35,8 @@ _NARROW = 3
 _EIGHT = 8
 """Tokens of a tile of narrow panels."""
 
-_NARROW_CYCLES = 6.5
-"""Cycles of a vector of a narrow panel at least: few tokens use them up faster than they come."""
+_NARROW_CYCLES = 3.0
+"""Cycles of a vector of a narrow panel at least, from the second-level cache."""
 
 _PANEL = 1024
 """Outputs of the narrowest panel, about: a column's part is then a page of memory, which processors
@@ -82,6 +82,13 @@ class ColumnsKernels:
         if _is_narrow(isa, layout):
             return row_share(shape[0], layout.rows)[0]
         return layout.panel_count(shape[0])
+
+    def bandwidth(self, isa: Isa, layout: DenseColumns, tokens: int) -> float:
+        """A narrow panel's few tokens use weights up faster than they are asked for; a wide one is
+        read again for each tile of tokens."""
+        if _is_narrow(isa, layout):
+            return 0.8 if tokens <= _EIGHT // 2 else 1.0
+        return 1.0 / len(token_widths(tokens, columns_widest(isa)))
 
     def skipping_candidates(self, isa: Isa, shape: tuple[int, int]) -> tuple[DenseColumns, ...]:
         """One panel, one for each of two threads, or as many as have columns of a page."""

@@ -15,9 +15,10 @@ from sparsify.codegen.kernels.cpu.bitmap_words import spread_cycles
 from sparsify.codegen.kernels.cpu.dense_rows import DenseRowsLinear
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
 from sparsify.codegen.kernels.cpu.gated_rows import GatedRowsLinear
-from sparsify.codegen.kernels.cpu.linear import half_rate
+from sparsify.codegen.kernels.cpu.linear import even_columns, half_rate
 from sparsify.codegen.kernels.cpu.panel_rows import PanelRowsLinear
 from sparsify.codegen.kernels.cpu.rows import row_share
+from sparsify.codegen.kernels.cpu.sell_eights import TOGETHER, narrow
 from sparsify.codegen.kernels.cpu.sell_rows import SellRowsLinear
 from sparsify.codegen.registry import LinearSite, register_linear
 from sparsify.contracts import Side
@@ -29,6 +30,11 @@ _WINDOW = 64
 _ENTRY_CYCLES = 40.0
 """Cycles to start and end a group of rows in a K block of SELL."""
 
+_MOST_NONZEROS = {16: 0.85, 32: 0.65}
+"""Share of nonzeros above which a bitmap of values so wide saves no time."""
+
+_MOVED_CYCLES = 0.3
+"""Cycles to bring an activation beside those of other tokens, or a sum back."""
 
 _NEAR = 8192
 """Weights that the first-level cache keeps from one tile of tokens to the next."""
@@ -75,7 +81,9 @@ class BitmapKernels:
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Bitmap, ...]:
         if not isa.byte_shuffle:  # nothing spreads a word's values over lanes
             return ()
-        return tuple(Bitmap(rows, bits) for bits in (16, 32) for rows in (4, 2))
+        density = nnz / (shape[0] * shape[1])
+        widths = [bits for bits, most in _MOST_NONZEROS.items() if density <= most]
+        return tuple(Bitmap(rows, bits) for bits in widths for rows in (4, 2))
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Bitmap) -> BitmapLinear:
         shape = site.out_features, site.in_features
@@ -96,28 +104,31 @@ class BitmapKernels:
 
 @dataclass(frozen=True)
 class SellRowsKernels:
-    """Nine tenths of zeros and more."""
+    """Six tenths of zeros and more, for one token nine tenths."""
 
     layout = Sell
     form: ClassVar[Form] = "rows"
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Sell, ...]:
-        rows = max(8, isa.vector)
-        longest = (1 << 16) // LANES
-        blocks = max(1, -(-shape[1] // longest))
-        return (Sell(rows, max(1, -(-shape[1] // blocks)), _WINDOW),)
+        blocks = even_columns(shape[1], (1 << 16) // LANES)
+        return (Sell(max(8, isa.vector), blocks, _WINDOW),)
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Sell) -> SellRowsLinear:
         shape = site.out_features, site.in_features
-        return SellRowsLinear(isa, *shape, layout, epilogue_of(site), tokens=4)
+        return SellRowsLinear(isa, *shape, layout, epilogue_of(site))
 
     def cycles(
         self, isa: Isa, layout: Sell, shape: tuple[int, int], nnz: int, tokens: int
     ) -> float:
-        entries = layout.groups(shape[0]) * layout.blocks(shape[1])
-        gathered = (1.2 if half_rate(isa) else 0.45) if isa.gathers else 1.5
-        tiles = token_widths(tokens, 4)
-        return sum(nnz * (0.13 + gathered * count) + entries * _ENTRY_CYCLES for count in tiles)
+        entries = layout.groups(shape[0]) * layout.blocks(shape[1]) * _ENTRY_CYCLES
+        if tokens == 1:
+            gathered = (1.2 if half_rate(isa) else 0.45) if isa.gathers else 1.5
+            return nnz * (0.13 + gathered) + entries
+        eight = narrow(isa)
+        vector = 1 / min(eight.fma_per_cycle, eight.loads_per_cycle)
+        nonzero = 0.2 + (1 + TOGETHER / eight.vector) * vector
+        moved = sum(shape) * TOGETHER * _MOVED_CYCLES
+        return -(-tokens // TOGETHER) * (nnz * nonzero + entries + moved)
 
     def tasks(self, isa: Isa, layout: Sell, shape: tuple[int, int], tokens: int) -> int:
         return row_share(shape[0], layout.window)[0]
@@ -179,8 +190,6 @@ class PanelRowsKernels:
     layout = PackedDense
     form: ClassVar[Form] = "rows"
     panels: ClassVar[int] = 2
-    bandwidth: ClassVar[float] = 0.7
-    """One stream a panel keeps memory less busy than rows or columns do."""
 
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[PackedDense, ...]:
         return (PackedDense(6),)
@@ -199,6 +208,10 @@ class PanelRowsKernels:
 
     def tasks(self, isa: Isa, layout: PackedDense, shape: tuple[int, int], tokens: int) -> int:
         return row_share(shape[0], layout.rows * self.panels)[0]
+
+    def bandwidth(self, isa: Isa, layout: PackedDense, tokens: int) -> float:
+        """One stream a panel keeps memory less busy than rows or columns do."""
+        return 0.7
 
     def _widest(self, isa: Isa) -> int:
         return 4 if isa.registers >= 32 else 2

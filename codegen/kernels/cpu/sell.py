@@ -42,6 +42,9 @@ from sparsify.codegen.kernels.cpu.simd import (
 )
 from sparsify.layouts import LANES, Sell
 
+_AHEAD = 1024
+"""Values between a prefetch and its use."""
+
 
 @dataclass(frozen=True)
 class SellLinear:
@@ -92,11 +95,11 @@ class SellTiles(LaneTiles):
         chunk_groups: row groups of one task.
         in_features, out_features: features of ``x`` and of ``y``.
         ragged: the last group may have slots without a row, whose output is -1.
-        ahead: values between a prefetch and its use; 0: weights are in cache.
+        from_memory: weights come from there: they are fetched ahead.
         x, starts, outputs, columns, values, y: the kernel's arguments, to be set before `task`.
     """
 
-    ahead: int = 0
+    from_memory: bool = False
     starts: Expr
     outputs: Expr
     columns: Expr
@@ -182,9 +185,9 @@ class SellTiles(LaneTiles):
         choose(self.blocked, block == 0, from_bias, from_memory)
 
     def _step(self, tile: LaneTile, total: Registers, slot: Expr, x_block: Expr) -> None:
-        if self.ahead:
-            prefetch(self.values, slot + self.ahead)
-            prefetch(self.columns, T.floordiv(slot + self.ahead, 4))
+        if self.from_memory:
+            prefetch(self.values, slot + _AHEAD, near=False)
+            prefetch(self.columns, T.floordiv(slot + _AHEAD, 4), near=False)
         for quad in range(0, self.rows, 4):
             columns = self._columns(tile, slot + quad, x_block)
             weights = self._weights(slot + quad)
@@ -260,13 +263,13 @@ class SellTiles(LaneTiles):
 
 def _column(packed: Expr, index: int, pitch: int) -> Expr:
     """Of four columns times 16, the one at an index, times ``pitch``: a shift and a mask."""
-    shift = 16 * index - (pitch // LANES).bit_length() + 1
+    shift = 16 * index - pitch.bit_length() + LANES.bit_length()
     moved = (
         T.shift_right(packed, T.int64(shift))
         if shift >= 0
         else (T.shift_left(packed, T.int64(-shift)))
     )
-    return T.bitwise_and(moved, T.int64(0xFFFF * (pitch // LANES)))
+    return T.bitwise_and(moved, T.int64(0xFFFF * pitch // LANES))
 
 
 def sell_tensors(layout: Sell, out_features: int, in_features: int) -> tuple[Tensor, ...]:

@@ -27,9 +27,9 @@ def i64(value: Expr) -> Expr:
     return T.int64(value) if isinstance(value, int) else T.Cast("int64", value)
 
 
-def ceil_div(value: Expr | int, divisor: int) -> Expr | int:
+def ceil_div(value: Expr | int, divisor: Expr | int) -> Expr | int:
     """How many runs of ``divisor`` cover ``value``."""
-    if isinstance(value, int):
+    if isinstance(value, int) and isinstance(divisor, int):
         return -(-value // divisor)
     return bind(T.floordiv(value + (divisor - 1), divisor))
 

@@ -7,11 +7,8 @@
 
 #include <string.h>
 
+#include "checks.h"
 #include "launch.h"
-
-#ifndef SPARSIFY_SCRATCH_BYTES
-#define SPARSIFY_SCRATCH_BYTES 16384
-#endif
 
 typedef struct {
   void *data;
@@ -36,34 +33,14 @@ static const struct {
 
 size_t sparsify_item_bytes(sparsify_dtype dtype) { return types[dtype].bits / 8; }
 
-static _Thread_local _Alignas(SPARSIFY_ALIGNMENT) uint8_t scratch[SPARSIFY_SCRATCH_BYTES];
+/* Whose kernels the calling thread runs, and how much of its scratch memory they have. */
+static _Thread_local const sparsify_entry *running;
 static _Thread_local size_t scratch_used;
 
-/* ---- errors ---- */
-
-static _Thread_local char message[256];
+static const char NOT_INITIALISED[] = " was not initialised";
 
 const char *sparsify_last_error(void) { return message; }
 char *sparsify_message(void) { return message; }
-
-static void append(const char *text) {
-  size_t used = strlen(message), length = strlen(text), room = sizeof message - 1 - used;
-  if (length > room) length = room;
-  memcpy(message + used, text, length);
-  message[used + length] = 0;
-}
-
-static int fail(int status, const char *what, const char *name, const char *why) {
-  message[0] = 0;
-  append(what);
-  if (name) {
-    append(" '");
-    append(name);
-    append("'");
-  }
-  append(why);
-  return status;
-}
 
 /* A kernel's refusal: the parts make the message. */
 void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
@@ -73,10 +50,6 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
   append(": ");
   for (int32_t i = 0; i < count; ++i) append(parts[i]);
 }
-
-/* ---- checks ---- */
-
-static int misaligned(const void *address) { return (uintptr_t)address % SPARSIFY_ALIGNMENT != 0; }
 
 int sparsify_check_weights(const void *weights, size_t bytes, const void *identity,
                            size_t expected_bytes) {
@@ -89,73 +62,22 @@ int sparsify_check_weights(const void *weights, size_t bytes, const void *identi
   return SPARSIFY_OK;
 }
 
-int sparsify_clear_state(void *memory, size_t bytes, size_t expected_bytes) {
+int sparsify_begin_state(void *memory, size_t bytes, size_t expected_bytes, const void *weights,
+                         const sparsify_initial *initial, int count) {
   if (!memory) return fail(SPARSIFY_NULL, "the memory of the state", NULL, " is null");
   if (misaligned(memory))
     return fail(SPARSIFY_MISALIGNED, "the memory of the state", NULL, " is misaligned");
   if (bytes < expected_bytes)
     return fail(SPARSIFY_WRONG_SIZE, "the memory of the state", NULL, " is too small");
+  if (count && !weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, NOT_INITIALISED);
   memset(memory, 0, expected_bytes);
-  return SPARSIFY_OK;
-}
-
-static int64_t size_of(int32_t size, const int64_t *computed) {
-  return size >= 0 ? size : computed[-1 - size];
-}
-
-static int check_memory(const sparsify_tensor *tensor, const sparsify_spec *spec,
-                        const char *what) {
-  size_t bytes = sparsify_item_bytes(spec->dtype);
-  for (int d = 0; d < spec->dims; ++d) bytes *= (size_t)tensor->shape[d];
-  if (!tensor->data) return fail(SPARSIFY_NULL, what, spec->name, " is null");
-  if (misaligned(tensor->data))
-    return fail(SPARSIFY_MISALIGNED, what, spec->name, " is misaligned");
-  if (tensor->bytes < bytes)
-    return fail(SPARSIFY_WRONG_SIZE, what, spec->name, " has fewer bytes than its shape takes");
-  return SPARSIFY_OK;
-}
-
-static int check(const sparsify_entry *entry, const sparsify_tensor *inputs,
-                 sparsify_tensor *outputs, int64_t *computed) {
-  for (int i = 0; i < entry->input_count; ++i) {
-    const sparsify_spec *spec = &entry->inputs[i];
-    for (int d = 0; d < spec->dims; ++d)
-      if (inputs[i].shape[d] < spec->least[d] || inputs[i].shape[d] > spec->most[d])
-        return fail(SPARSIFY_WRONG_SHAPE, "input", spec->name, " has a size out of its range");
-  }
-  if (!entry->compute(inputs, computed))
-    return fail(SPARSIFY_WRONG_SHAPE, "the inputs", NULL,
-                " have sizes that do not go through the model");
-  for (int i = 0; i < entry->input_count; ++i) {
-    const sparsify_spec *spec = &entry->inputs[i];
-    const int32_t *sizes = entry->sizes + entry->values[i].shape;
-    for (int d = 0; d < spec->dims; ++d)
-      if (inputs[i].shape[d] != size_of(sizes[d], computed))
-        return fail(SPARSIFY_WRONG_SHAPE, "input", spec->name,
-                    " has a size that differs from another input's");
-    int status = check_memory(&inputs[i], spec, "input");
-    if (status) return status;
-  }
-  for (int i = 0; i < entry->output_count; ++i) {
-    const sparsify_spec *spec = &entry->outputs[i];
-    const int32_t *sizes = entry->sizes + entry->values[entry->input_count + i].shape;
-    for (int d = 0; d < spec->dims; ++d) outputs[i].shape[d] = size_of(sizes[d], computed);
-    int status = check_memory(&outputs[i], spec, "output");
-    if (status) return status;
-  }
+  for (int i = 0; i < count; ++i)
+    memcpy((uint8_t *)memory + initial[i].state, (const uint8_t *)weights + initial[i].weights,
+           initial[i].bytes);
   return SPARSIFY_OK;
 }
 
 /* ---- the run ---- */
-
-typedef struct {
-  const sparsify_entry *entry;
-  const uint8_t *weights;
-  const sparsify_tensor *inputs;
-  sparsify_tensor *outputs;
-  uint8_t *state, *arena;
-  int64_t computed[SPARSIFY_MAX_COMPUTED];
-} Run;
 
 static void *address(const Run *run, const sparsify_value *value) {
   switch (value->where) {
@@ -216,11 +138,12 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
                  size_t workspace_bytes) {
   Run run = {entry, weights, inputs, outputs, NULL, workspace, {0}};
   if (!entry) return fail(SPARSIFY_NULL, "the entry", NULL, " does not exist");
-  if (!weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, " was not initialised");
-  if (!inputs || !outputs) return fail(SPARSIFY_NULL, "inputs or outputs", NULL, " are null");
+  if (!weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, NOT_INITIALISED);
+  if ((!inputs && entry->input_count) || (!outputs && entry->output_count))
+    return fail(SPARSIFY_NULL, "inputs or outputs", NULL, " are null");
   if (entry->state_bytes) {
     if (!state) return fail(SPARSIFY_NULL, "the state", NULL, " is null");
-    if (!*state) return fail(SPARSIFY_NOT_READY, "the state", NULL, " was not initialised");
+    if (!*state) return fail(SPARSIFY_NOT_READY, "the state", NULL, NOT_INITIALISED);
     run.state = *state;
   }
   if (!workspace && entry->workspace_bytes)
@@ -229,40 +152,43 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
     return fail(SPARSIFY_MISALIGNED, "the workspace", NULL, " is misaligned");
   if (workspace_bytes < entry->workspace_bytes)
     return fail(SPARSIFY_WRONG_SIZE, "the workspace", NULL, " is too small");
-  if (SPARSIFY_SCRATCH_BYTES < entry->scratch_bytes)
-    return fail(SPARSIFY_SMALL_SCRATCH, "SPARSIFY_SCRATCH_BYTES", NULL,
-                " is smaller than this model needs; build sparsify.c with the model's own value");
   int status = check(entry, inputs, outputs, run.computed);
+  if (!status) status = check_overlaps(&run);
   if (status) return status;
+  running = entry;
   scratch_used = 0; /* a kernel that failed outside of its tasks gave nothing back */
-  for (int i = 0; i < entry->call_count; ++i)
+  for (uint32_t i = 0; i < entry->call_count; ++i)
     if (call(&run, &entry->calls[i]) != 0) return SPARSIFY_KERNEL_FAILED;
   return SPARSIFY_OK;
 }
 
 /* ---- what kernels expect of a runtime ---- */
 
-/* Blocks are given back in the reverse order. */
+/* Blocks are given back in the reverse order; scratch_bytes is a multiple of the alignment. */
 static void *take_scratch(int device_type, int device, uint64_t bytes, int code, int bits) {
   (void)device_type, (void)device, (void)code, (void)bits;
-  size_t rounded =
-      ((size_t)bytes + SPARSIFY_ALIGNMENT - 1) / SPARSIFY_ALIGNMENT * SPARSIFY_ALIGNMENT;
-  if (rounded > sizeof scratch - scratch_used) {
-    fail(SPARSIFY_SMALL_SCRATCH, "SPARSIFY_SCRATCH_BYTES", NULL, " is too small for a kernel");
+  if (!running || bytes > running->scratch_bytes - scratch_used) {
+    fail(SPARSIFY_KERNEL_FAILED, "a kernel", NULL, " takes more scratch memory than was foreseen");
     return NULL;
   }
-  scratch_used += rounded;
-  return scratch + scratch_used - rounded;
+  uint8_t *block = (uint8_t *)running->scratch() + scratch_used;
+  scratch_used +=
+      ((size_t)bytes + SPARSIFY_ALIGNMENT - 1) / SPARSIFY_ALIGNMENT * SPARSIFY_ALIGNMENT;
+  return block;
 }
 
 static int give_scratch(int device_type, int device, void *block) {
   (void)device_type, (void)device;
-  scratch_used = (size_t)((uint8_t *)block - scratch);
+  scratch_used = (size_t)((uint8_t *)block - (uint8_t *)running->scratch());
   return 0;
 }
 
-int sparsify_run_task(sparsify_task *run, int task, sparsify_tasks *tasks, void *closure) {
+const sparsify_entry *sparsify_running(void) { return running; }
+
+int sparsify_run_task(const sparsify_entry *entry, sparsify_task *run, int task,
+                      sparsify_tasks *tasks, void *closure) {
   size_t before = scratch_used;
+  running = entry;
   int status = run(task, tasks, closure);
   if (status != 0) scratch_used = before;
   return status;

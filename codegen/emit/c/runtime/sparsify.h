@@ -20,8 +20,8 @@ typedef enum {
   SPARSIFY_MISALIGNED = 4,     /* an address is no multiple of SPARSIFY_ALIGNMENT */
   SPARSIFY_WRONG_WEIGHTS = 5,  /* these weights belong to another model */
   SPARSIFY_NOT_READY = 6,      /* the model's or the state's init was not called, or it failed */
-  SPARSIFY_SMALL_SCRATCH = 7,  /* built with too small a SPARSIFY_SCRATCH_BYTES */
-  SPARSIFY_KERNEL_FAILED = 8   /* a kernel refused its arguments, an index out of range for one */
+  SPARSIFY_KERNEL_FAILED = 7,  /* a kernel refused its arguments, an index out of range for one */
+  SPARSIFY_OVERLAP = 8         /* memory that a run writes to overlaps other memory of that run */
 } sparsify_status;
 
 /* A tensor of the caller's: row-major, shape[0 .. dims). Outputs get their shape from the model. */
@@ -64,6 +64,14 @@ const char *sparsify_last_error(void);
 
 /* ---- the exporter's tables ---- */
 
+/* Of what several threads may set and read. Where C has no atomics, init must have returned before
+ * another thread calls the model. */
+#ifdef __STDC_NO_ATOMICS__
+#define SPARSIFY_ATOMIC
+#else
+#define SPARSIFY_ATOMIC _Atomic
+#endif
+
 typedef struct {
   uint8_t where; /* SPARSIFY_IN_... */
   uint8_t dtype, dims;
@@ -97,14 +105,16 @@ typedef struct {
 typedef struct sparsify_entry {
   const char *name;
   const sparsify_spec *inputs, *outputs;
-  uint16_t input_count, output_count, call_count;
+  uint16_t input_count, output_count;
+  uint32_t call_count;
   const sparsify_value *values; /* those of inputs first, then those of outputs */
   const int32_t *sizes;         /* a size, or -1 - its place among those computed at run time */
   const uint16_t *operands;
   const sparsify_call *calls;
   /* Fills in those sizes; 0 when sizes differ that the model needs to be the same. */
   int (*compute)(const sparsify_tensor *inputs, int64_t *computed);
-  size_t workspace_bytes, scratch_bytes, state_bytes;
+  void *(*scratch)(void); /* the calling thread's memory for kernels: scratch_bytes, aligned */
+  size_t workspace_bytes, scratch_bytes, state_bytes, weights_bytes;
 } sparsify_entry;
 #define SPARSIFY_MAX_COMPUTED 64
 
@@ -119,8 +129,14 @@ static inline int64_t sparsify_max(int64_t a, int64_t b) { return a > b ? a : b;
 int sparsify_check_weights(const void *weights, size_t bytes, const void *identity,
                            size_t expected_bytes);
 
-/* Whether a state can lie there; if so, it is emptied: all zero. */
-int sparsify_clear_state(void *memory, size_t bytes, size_t expected_bytes);
+/* A tensor of the state that is not zero at first: offsets in the state and in the weights. */
+typedef struct {
+  size_t state, weights, bytes;
+} sparsify_initial;
+
+/* Gives a state its first values, if it can lie there: zero but for `count` tensors. */
+int sparsify_begin_state(void *memory, size_t bytes, size_t expected_bytes, const void *weights,
+                         const sparsify_initial *initial, int count);
 
 /* `entry` may be null, for one that does not exist: an error as any other.
  * `state` points to the address of the state, and is not read for an entry without one. */

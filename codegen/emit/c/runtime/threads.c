@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "launch.h"
-#include "sparsify.h"
 
 int sparsify_pool_launch(sparsify_task *run, void *closure, int tasks);
 void sparsify_pool_set_default(int threads);
@@ -20,17 +19,18 @@ static int release(void *error) {
 }
 
 typedef struct {
+  const sparsify_entry *entry;
   sparsify_task *run;
   void *closure;
 } Job;
 
 static int run_one(int task, sparsify_tasks *tasks, void *closure) {
   const Job *job = closure;
-  return sparsify_run_task(job->run, task, tasks, job->closure);
+  return sparsify_run_task(job->entry, job->run, task, tasks, job->closure);
 }
 
 int sparsify_launch(sparsify_task *run, void *closure, int tasks) {
-  Job job = {run, closure}; /* outlives the launch, which waits for all tasks */
+  Job job = {sparsify_running(), run, closure}; /* outlives the launch, which waits for all tasks */
   return sparsify_pool_launch(run_one, &job, tasks);
 }
 

@@ -15,7 +15,7 @@ from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.dense_rows import DenseRowTiles
 from sparsify.codegen.kernels.cpu.math import ACTIVATIONS, Vector
 from sparsify.codegen.kernels.cpu.rows import token_tiles
-from sparsify.codegen.kernels.cpu.sell_rows import SellRowTiles
+from sparsify.codegen.kernels.cpu.sell_rows import SellRowSums
 from sparsify.codegen.kernels.cpu.simd import (
     Expr,
     Integer,
@@ -23,6 +23,7 @@ from sparsify.codegen.kernels.cpu.simd import (
     along,
     arguments,
     bind,
+    ceil_div,
     load,
     prim_func,
     store,
@@ -38,53 +39,39 @@ class GeneralSellRows:
 
     Attributes:
         rows: the layout's rows of a group.
-        tokens: widest token tile, a power of two.
     """
 
     isa: Isa
     rows: int
-    tokens: int = 4
 
     @property
     def name(self) -> str:
-        return f"general_sell_rows_{self.isa.name}_r{self.rows}_t{self.tokens}"
+        return f"general_sell_rows_{self.isa.name}_r{self.rows}"
 
     def build(self) -> Any:
         """A PrimFunc ``(x, starts, outputs, columns, values, k_block, chunk_groups, y)``."""
-        return _Sell(self).build()
-
-
-class _Sell(SellRowTiles):
-    def __init__(self, spec: GeneralSellRows) -> None:
-        self.set_rows(spec.isa, spec.rows, ragged=False)
-        self.spec, self.y_first = spec, 1
-
-    def build(self) -> Any:
-        with prim_func(self.spec.name) as result:
-            tokens, self.in_features, self.y_features = symbol(), symbol(), symbol()
-            self.x, self.starts, self.outputs, self.columns, self.values, *rest = arguments(
-                Tensor("x", (tokens, self.in_features)),
+        with prim_func(self.name) as result:
+            tokens, in_features, y_features = symbol(), symbol(), symbol()
+            x, *packed, k_block, chunk_groups, y = arguments(
+                Tensor("x", (tokens, in_features)),
                 Tensor("starts", (symbol(),), "int32"),
                 Tensor("outputs", (symbol(),), "int32"),
                 Tensor("columns", (symbol(),), "int64"),
                 Tensor("values", (symbol(),)),
                 Integer("k_block"),
                 Integer("chunk_groups"),
-                Tensor("y", (tokens, self.y_features)),
+                Tensor("y", (tokens, y_features)),
             )
-            self.k_block, chunk_groups, self.y = rest
-            self.blocks = bind(T.floordiv(self.in_features + (self.k_block - 1), self.k_block))
-            groups = bind(T.floordiv(self.y_features + (self.rows - 2), self.rows))
-            with T.parallel(T.floordiv(groups + (chunk_groups - 1), chunk_groups)) as chunk:
-                first = bind(chunk * chunk_groups)
-                count = bind(T.min(chunk_groups, groups - first))
-                with T.serial(self.blocks) as block, T.serial(count) as i:
-                    entry = bind(block * groups + first + i)
-                    token_tiles(
-                        tokens,
-                        self.spec.tokens,
-                        lambda token, tile: self.entry(block, entry, token, tile),
-                    )
+            sums = SellRowSums(self.isa, self.rows, ragged=False, y_first=1)
+            out_features = bind(y_features - 1)
+            blocks, groups = ceil_div(in_features, k_block), ceil_div(out_features, self.rows)
+            shape = out_features, in_features
+            sums.set_sizes(shape, k_block, blocks, groups, chunk_groups)
+            sums.prepare(x, packed, y, tokens)
+            with T.parallel(ceil_div(groups, chunk_groups)) as chunk:
+                row = bind(chunk * chunk_groups * self.rows)
+                rows = bind(T.min(chunk_groups * self.rows, out_features - row))
+                sums.run(chunk, T.int64(1), row, rows)
         return result[0]
 
 
