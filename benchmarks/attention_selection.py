@@ -30,13 +30,14 @@ from benchmarks.cells import Cell, interval, publish
 from sparsify import ops
 from sparsify.bench import interleave, ratio, threads
 from sparsify.ops import PAGE, CacheShape
+from sparsify.selectors import PATTERNS
 
 PARTS = ("decode", "prefill")
 HEADS, SHAPE = 9, CacheShape(30, 3, 64)
 SCALE = 0.125
 PAGES = {"page_bounds": 1, "channels": 1, "exact": 0, "latest": 0}
 """Selectors of pages, and how many tensors each reads."""
-BLOCKS = ("pooled", "query_aware mass", "vertical_slash", "block_gate")
+BLOCKS = ("pooled", "query_aware mass", "vertical_slash", "block_gate", "head_patterns")
 CHANNELS, MASS, BLOCK = 16, 0.95, (64, 4)
 _CHECKED = 1024
 """Tokens of a prompt on which results are compared: the reference is slow."""
@@ -103,6 +104,8 @@ class Prefill(torch.nn.Module):
         self.selector, self.density = selector, density
         gate = torch.eye(SHAPE.head_dim) + 0.1 * torch.randn(SHAPE.head_dim, SHAPE.head_dim)
         self.register_buffer("gates", gate.expand(HEADS, -1, -1).contiguous())
+        # As many heads of each pattern.
+        self.register_buffer("patterns", torch.arange(HEADS).int() % len(PATTERNS))
 
     def forward(
         self,
@@ -116,8 +119,9 @@ class Prefill(torch.nn.Module):
         place, selected = (0, HEADS, 0, SCALE), None
         if self.selector is not None:
             name, _, mass = self.selector.partition(" ")
+            tensors = {"block_gate": [self.gates], "head_patterns": [self.patterns]}
             selected = ops.select_blocks.overload(
-                query, keys, [self.gates] if name == "block_gate" else [], pages, lengths, counts,
+                query, keys, tensors.get(name, []), pages, lengths, counts,
                 *place, name, BLOCK, self.density, MASS if mass else 0.0,
             )  # fmt: skip
         y: torch.Tensor = ops.paged_attention.overload(
