@@ -46,7 +46,7 @@ DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "vertical_slash": lambda _: sparsify.VerticalSlash,
     "minference": lambda tokenizer: partial(sparsify.MInference, calibration=facts(tokenizer)),
 }
-"""Recipes of prompts by their densities; a tokenizer makes the texts that they are calibrated on."""
+"""Recipes of prompts by their densities; of a tokenizer, as some are calibrated on texts."""
 STATIC: dict[str, Callable[[int], Pattern]] = {
     "window_sinks": lambda size: WindowSinks(size, 1),
     "strided": lambda size: Strided(size, 8),
