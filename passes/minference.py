@@ -153,8 +153,13 @@ class MInference(BlockSelection):
 
         each_attention(prefill, self.calibration, visit)
         costs = {name: tuple(trust.heads()) for name, trust in trusts.items()}
-        if layers and self.density < 1 and all(h.density == 1 for c in costs.values() for h in c):
-            raise too_short("MInference: no pattern can be told from another", self.calibration)
+        same = all(len({h.error for h in own}) == 1 for own in zip(*costs.values(), strict=True))
+        if layers and self.density < 1 and same:
+            raise too_short(
+                "MInference: no pattern can be told from another",
+                self.calibration,
+                "each pattern reads the same blocks",
+            )
         found: dict[int, list[tuple[str, float]]] = {}
         for layer in layers:
             site = self._site(layer)

@@ -148,12 +148,12 @@ def check_trust(
     raise too_short(f"{who}: budget_error={budget_error:g} cannot be checked", calibration)
 
 
-def too_short(what: str, calibration: Calibration) -> ValueError:
-    """The error of a calibration of whose texts everything is read."""
+def too_short(what: str, calibration: Calibration, read: str = "everything is read") -> ValueError:
+    """The error of a calibration of whose texts too little is left out, or nothing."""
     lengths = sorted((len(text[0]) for text in calibration.batches), reverse=True)
     named = ", ".join(map(str, lengths[:8])) + ", ..." * (len(lengths) > 8)
     return ValueError(
-        f"{what}: the calibration's texts have {named} tokens, of which everything is read; give "
+        f"{what}: the calibration's texts have {named} tokens, of which {read}; give "
         "longer texts, of the lengths that will be generated with"
     )
 
