@@ -25,7 +25,7 @@ from torch import fx
 
 import sparsify
 from benchmarks.attention_patterns import PATTERNS
-from benchmarks.attention_quality import BLOCK, DYNAMIC, blocks_of, reviews
+from benchmarks.attention_quality import BLOCK, DYNAMIC, blocks_of
 from benchmarks.checkpoints import SMOLLM2
 from benchmarks.editorials import token_windows
 from benchmarks.records import Record, Records, table
@@ -51,9 +51,8 @@ def perplexities(
     text = token_windows(tokenizer, given.window)[-1]
     programs = run_pipeline(import_causal_lm(model), PORTABLE).programs
     recipes: list[tuple[str, Any]] = [("dense", None)]
-    known = reviews(tokenizer)
     for name, density in product(DYNAMIC, given.densities):
-        recipe = blocks_of(name, density / 100, given.keys, known)
+        recipe = blocks_of(name, density / 100, given.keys, tokenizer)
         recipes.append((f"{name} {density}%", recipe))
     recipes += [(f"patterns {p}", sparsify.PatternAttention(p, block=BLOCK)) for p in PATTERNS]
     left = records.missing(PART, (name for name, _ in recipes), given.methods)

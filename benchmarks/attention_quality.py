@@ -21,6 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,13 @@ from sparsify.generation.paged_cache import PagedCache
 from sparsify.patterns import Pattern, Strided, WindowSinks
 
 BLOCK = 64
-DYNAMIC: dict[str, Callable[[Calibration], Callable[..., Any]]] = {
+DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "pooled_blocks": lambda _: sparsify.PooledBlocks,
     "flex_prefill": lambda _: sparsify.FlexPrefill,
     "vertical_slash": lambda _: sparsify.VerticalSlash,
+    "minference": lambda tokenizer: partial(sparsify.MInference, calibration=facts(tokenizer)),
 }
-"""Recipes of prompts, by the texts that they may be calibrated on and then by their densities."""
+"""Recipes of prompts by their densities; of a tokenizer, as some are calibrated on texts."""
 STATIC: dict[str, Callable[[int], Pattern]] = {
     "window_sinks": lambda size: WindowSinks(size, 1),
     "strided": lambda size: Strided(size, 8),
@@ -59,6 +61,8 @@ DECODE: dict[str, Callable[[int, Calibration], Any]] = {
 _CALIBRATION = 512
 """Tokens of film reviews that recipes are calibrated on."""
 _REVIEWS = 100
+_SEARCHED = (1000, 2000)
+"""Tokens of the texts that patterns of heads are searched on, three of each."""
 
 
 def fitting(make: Callable[[int], Pattern], blocks: int, density: float) -> Pattern:
@@ -81,15 +85,22 @@ def answer(lm: CompiledCausalLM, cache: PagedCache, logits: torch.Tensor) -> tor
     return torch.cat(said)
 
 
-def blocks_of(name: str, density: float, keys: int, texts: Calibration) -> Any:
+def blocks_of(name: str, density: float, keys: int, tokenizer: Any) -> Any:
     """A recipe of prompts that always reads the first block and the one before a query's own."""
-    return DYNAMIC[name](texts)(density, keys=keys, sinks=keys, recent=keys)
+    return DYNAMIC[name](tokenizer)(density, keys=keys, sinks=keys, recent=keys)
 
 
 def reviews(tokenizer: Any) -> Calibration:
     """Film reviews, for what is calibrated: they are no editorials."""
     text = " ".join(text for _, _, text in rated("movieReviewSnippets")[:_REVIEWS])
     return Calibration([tokenizer(text).input_ids[:_CALIBRATION]])
+
+
+def facts(tokenizer: Any) -> Calibration:
+    """Texts with a needle, none of those that are looked for: patterns of heads are searched on
+    them, as the paper's are on keys and values to retrieve."""
+    found = needles(tokenizer, _SEARCHED, seed=0)
+    return Calibration([needle.prompt[0] for needle in found])
 
 
 def compiled(model: Any, recipe: Any) -> CompiledCausalLM:
@@ -117,13 +128,12 @@ def prefill(
 ) -> Iterator[Record]:
     every = list(hidden(given, tokenizer))
     density = given.density / 100
-    texts = reviews(tokenizer)
     for name in names:
         hits, before = [], None
         for needle in every:
             recipe = None
             if name in DYNAMIC:
-                recipe = blocks_of(name, density, given.keys, texts)
+                recipe = blocks_of(name, density, given.keys, tokenizer)
             elif name in STATIC:
                 blocks = -(-needle.prompt.shape[1] // BLOCK)
                 recipe = sparsify.PatternAttention(fitting(STATIC[name], blocks, density))

@@ -30,14 +30,15 @@ from benchmarks.cells import Cell, interval, publish
 from sparsify import ops
 from sparsify.bench import interleave, ratio, threads
 from sparsify.ops import PAGE, CacheShape
+from sparsify.selectors import PATTERNS
 
 PARTS = ("decode", "prefill")
 HEADS, SHAPE = 9, CacheShape(30, 3, 64)
 SCALE = 0.125
 PAGES = {"page_bounds": 1, "channels": 1, "exact": 0, "latest": 0}
 """Selectors of pages, and how many tensors each reads."""
-BLOCKS = ("pooled", "query_aware mass", "vertical_slash", "block_gate")
-CHANNELS, MASS, BLOCK = 16, 0.95, (64, 4)
+BLOCKS = ("pooled", "query_aware mass", "vertical_slash", "block_gate", "head_patterns")
+CHANNELS, MASS, QUERIES, KEYS = 16, 0.95, 64, 64
 _CHECKED = 1024
 """Tokens of a prompt on which results are compared: the reference is slow."""
 
@@ -98,11 +99,13 @@ class Decode(torch.nn.Module):
 class Prefill(torch.nn.Module):
     """A prompt's attention in one layer."""
 
-    def __init__(self, selector: str | None, density: float) -> None:
+    def __init__(self, selector: str | None, density: float, keys: int) -> None:
         super().__init__()
-        self.selector, self.density = selector, density
+        self.selector, self.density, self.block = selector, density, (QUERIES, keys // PAGE)
         gate = torch.eye(SHAPE.head_dim) + 0.1 * torch.randn(SHAPE.head_dim, SHAPE.head_dim)
         self.register_buffer("gates", gate.expand(HEADS, -1, -1).contiguous())
+        # As many heads of each pattern.
+        self.register_buffer("patterns", torch.arange(HEADS).int() % len(PATTERNS))
 
     def forward(
         self,
@@ -116,12 +119,13 @@ class Prefill(torch.nn.Module):
         place, selected = (0, HEADS, 0, SCALE), None
         if self.selector is not None:
             name, _, mass = self.selector.partition(" ")
+            tensors = {"block_gate": [self.gates], "head_patterns": [self.patterns]}
             selected = ops.select_blocks.overload(
-                query, keys, [self.gates] if name == "block_gate" else [], pages, lengths, counts,
-                *place, name, BLOCK, self.density, MASS if mass else 0.0,
+                query, keys, tensors.get(name, []), pages, lengths, counts,
+                *place, name, self.block, self.density, MASS if mass else 0.0,
             )  # fmt: skip
         y: torch.Tensor = ops.paged_attention.overload(
-            query, keys, values, pages, lengths, counts, *place, 0, 0.0, [], selected, BLOCK
+            query, keys, values, pages, lengths, counts, *place, 0, 0.0, [], selected, self.block
         )
         return y
 
@@ -163,8 +167,8 @@ def prefill(count: int, given: argparse.Namespace) -> list[Cell]:
     inputs = inputs_of(cache, given.length, given.length)
     short = Cache.random(1, _CHECKED)
     checked = inputs_of(short, _CHECKED, _CHECKED)
-    modules = {name: Prefill(name, given.density / 100) for name in BLOCKS}
-    modules["dense"] = Prefill(None, 1.0)
+    modules = {name: Prefill(name, given.density / 100, given.keys) for name in BLOCKS}
+    modules["dense"] = Prefill(None, 1.0, KEYS)
     errors, calls = {}, {}
     for name, module in modules.items():
         run = compiled(module, inputs, count)
@@ -235,6 +239,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=512, help="tokens that decode reads")
     parser.add_argument("--length", type=int, default=8192, help="tokens of the prompt")
     parser.add_argument("--density", type=int, default=25, help="percent that prefill reads")
+    parser.add_argument("--keys", type=int, default=KEYS, help="of a block that prefill selects")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=0.3, help="length of one turn")
     parser.add_argument("--json", action="store_true", help="one record a line, no tables")

@@ -8,13 +8,17 @@ from itertools import permutations
 from sparsify.contracts import CostModel, MeasuringCostModel
 from sparsify.layouts import Form, Layout, PackedDense, WeightStats, form_of
 
+_AT_PAR = 1.03
+"""Times of dense that count as no slower."""
+
 
 class LayoutTimes:
     """Seconds of the candidates that fit a weight.
 
     Attributes:
         tokens: token counts of the uses, by the form in which so many are computed.
-        dense, sparse: the best single layout of each kind; ``sparse`` is None where none fits.
+        dense, sparse: the best single layout of each kind; ``sparse`` is None where none fits, and
+            slower than dense in no form if any is.
         misfits: why candidates do not fit.
     """
 
@@ -32,7 +36,8 @@ class LayoutTimes:
         dense = [layout for layout in self._fitting if layout.is_dense]
         sparse = [layout for layout in self._fitting if not layout.is_dense]
         self.dense: Layout = min(dense or [PackedDense()], key=self.of)
-        self.sparse = min(sparse, key=self.of) if sparse else None
+        harmless = [layout for layout in sparse if self.slower_at(layout) is None]
+        self.sparse = min(harmless or sparse, key=self.of) if sparse else None
 
     def of(self, layout: Layout) -> float:
         """Seconds of all uses with one layout."""
@@ -48,6 +53,16 @@ class LayoutTimes:
             self.cost.linear_seconds(layout, stats.shape, stats.nnz, count)
             for count in self.tokens[form]
         )
+
+    def slower_at(self, layout: Layout) -> Form | None:
+        """The form in which a layout takes longer than dense, whatever it gains in the other.
+
+        How often a weight is used in each is not known: a prompt may come with one step or many.
+        """
+        return next((form for form in self.tokens if not self._at_par(layout, form)), None)
+
+    def _at_par(self, layout: Layout, form: Form) -> bool:
+        return self.of_form(layout, form) <= _AT_PAR * self.of_form(self.dense, form)
 
     def measured(self, layouts: Mapping[Form, Layout]) -> float | None:
         """`together` as measured; None when any part of it is predicted."""
@@ -68,12 +83,15 @@ class LayoutTimes:
         Args:
             room: bytes that both may take together.
         """
-        pairs = [
+        if len(self.tokens) < 2:
+            return None
+        pairs = (
             dict(zip(self.tokens, layouts, strict=True))
             for layouts in permutations(self._fitting, 2)
-            if len(self.tokens) == 2 and sum(map(self.nbytes, layouts)) <= room
-        ]
-        return min(pairs, key=self.together, default=None)
+            if sum(map(self.nbytes, layouts)) <= room
+        )
+        harmless = (pair for pair in pairs if all(self._at_par(pair[f], f) for f in pair))
+        return min(harmless, key=self.together, default=None)
 
     def offers(self, layout: Layout) -> bool:
         """Whether the target has kernels for the layout at one of the token counts."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import fx
 
@@ -123,9 +123,7 @@ class BlockSelection(GraphPass):
             if node.target != ops.paged_attention.overload:
                 continue
             site = f"{rewriter.name}.{attention_site(arguments(node)['layer'])}"
-            reason = left_out(site, self.sites, self.skip, context.disabled_sites) or self._unfit(
-                node
-            )
+            reason = self._unfit(site, arguments(node), context)
             if reason is not None:
                 yield Decision(site, "attention", "skipped", reason, self.name)
                 continue
@@ -142,9 +140,11 @@ class BlockSelection(GraphPass):
                 self.name,
             )
 
-    def _unfit(self, node: fx.Node) -> str | None:
+    def _unfit(self, site: str, options: Mapping[str, Any], context: PassContext) -> str | None:
         """Why an attention stays as it is."""
-        options = arguments(node)
+        reason = left_out(site, self.sites, self.skip, context.disabled_sites)
+        if reason is not None:
+            return reason
         if shape_of(options["query"])[1] == 1:
             return "blocks are selected for many tokens, this is one"
         if options["selected"] is not None:
@@ -161,12 +161,16 @@ class BlockSelection(GraphPass):
         options = arguments(node)
         rest = ("pages", "lengths", "counts", "layer", "heads", "offset", "scale")
         tensors = list(self.tensors(rewriter, node))
-        sinks, recent = -(-self.sinks // self.keys), 1 + -(-self.recent // self.keys)
         return rewriter.call(
             ops.select_blocks.overload,
             (
                 *(options["query"], options["keys"], tensors, *(options[name] for name in rest)),
-                *(self.selector.spec, [QUERIES, self.keys // PAGE], self.density, self.mass),
-                *(sinks, recent),
+                *(self.selector.spec, *self._choice),
             ),
         )
+
+    @property
+    def _choice(self) -> tuple[list[int], float, float, int, int]:
+        """What follows the selector in `ops.select_blocks`."""
+        sinks, recent = -(-self.sinks // self.keys), 1 + -(-self.recent // self.keys)
+        return [QUERIES, self.keys // PAGE], self.density, self.mass, sinks, recent

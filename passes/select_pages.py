@@ -155,12 +155,8 @@ class PageSelection(GraphPass):
 
     def selected(self, attended: Attended, layer: int) -> torch.Tensor:
         """What the reference selects, int32 ``[kv_heads, tokens, budget]``."""
-        keys, total = attended.keys, attended.key.shape[1]
-        heads, tokens, head_dim = attended.query.shape
-        lengths, counts = torch.tensor([total]), torch.tensor([tokens])
-        pages = torch.arange(keys.shape[1], dtype=torch.int32)[None]
-        sinks, recent = self._always
-        query = attended.query.transpose(0, 1).reshape(1, tokens, heads * head_dim)
+        query, keys, pages, lengths, counts = attended.cached()
+        heads, (sinks, recent) = len(attended.query), self._always
         tensors = self.tensors_of(keys, pages, lengths, layer)
         return ops.select_pages.reference(
             *(query, keys, tensors, pages, lengths, counts, 0, heads, 0, self.selector.spec),

@@ -41,11 +41,21 @@ class Attended:
     value: torch.Tensor
     selected: torch.Tensor | None
 
-    @property
-    def keys(self) -> torch.Tensor:
-        """The keys as a cache of one layer, ``[1, pages, kv_heads, head_dim, 16]``."""
+    def part(self, first: int, end: int) -> Attended:
+        """Of the tokens from ``first`` up to ``end``, after those before them."""
+        query, key, value = (x[:, :end] for x in (self.query, self.key, self.value))
+        return Attended(self.options, query[:, first:], key, value, None)
+
+    def cached(self) -> tuple[torch.Tensor, ...]:
+        """``query, keys, pages, lengths, counts`` as operators take them, in a cache of one layer.
+
+        Heads of the query begin at feature 0.
+        """
         padded = torch.nn.functional.pad(self.key, (0, 0, 0, -self.key.shape[1] % PAGE))
-        return padded.unflatten(1, (-1, PAGE)).permute(1, 0, 3, 2)[None].contiguous()
+        keys = padded.unflatten(1, (-1, PAGE)).permute(1, 0, 3, 2)[None].contiguous()
+        pages = torch.arange(keys.shape[1], dtype=torch.int32)[None]
+        lengths, counts = (torch.tensor([x.shape[1]]) for x in (self.key, self.query))
+        return self.query.transpose(0, 1).flatten(1)[None], keys, pages, lengths, counts
 
 
 def each_attention(
@@ -98,7 +108,8 @@ def block_trust(
     def visit(attended: Attended) -> None:
         if attended.selected is not None:
             skip = attended.options["skip"]
-            _observe(trust, attended, name, attended.selected, attended.options["block"], 0, skip)
+            block = attended.options["block"]
+            observe_selection(trust, attended, name, attended.selected, block, skip)
 
     each_attention(program, calibration, visit)
     return trust
@@ -111,13 +122,11 @@ def page_trust(
     trust = AttentionTrust()
 
     def visit(attended: Attended) -> None:
-        first = max(attended.query.shape[1] - _TOKENS, 0)
-        last = Attended(
-            attended.options, attended.query[:, first:], attended.key, attended.value, None
-        )
+        tokens = attended.query.shape[1]
+        last = attended.part(max(tokens - _TOKENS, 0), tokens)
         selected = lists(last)
         if selected is not None:
-            _observe(trust, last, name, selected, (1, 1), first, 0.0)
+            observe_selection(trust, last, name, selected, (1, 1))
 
     each_attention(program, calibration, visit)
     return trust
@@ -136,24 +145,28 @@ def check_trust(
     heads = tuple(trust.heads())
     if budget_error is None or not heads or any(head.density < 1 for head in heads):
         return
+    raise too_short(f"{who}: budget_error={budget_error:g} cannot be checked", calibration)
+
+
+def too_short(what: str, calibration: Calibration, read: str = "everything is read") -> ValueError:
+    """The error of a calibration of whose texts too little is left out, or nothing."""
     lengths = sorted((len(text[0]) for text in calibration.batches), reverse=True)
     named = ", ".join(map(str, lengths[:8])) + ", ..." * (len(lengths) > 8)
-    raise ValueError(
-        f"{who}: budget_error={budget_error:g} cannot be checked: the calibration's texts have "
-        f"{named} tokens, of which everything is read; give longer texts, of the lengths that "
-        "will be generated with"
+    return ValueError(
+        f"{what}: the calibration's texts have {named} tokens, of which {read}; give "
+        "longer texts, of the lengths that will be generated with"
     )
 
 
-def _observe(
+def observe_selection(
     trust: AttentionTrust,
     attended: Attended,
     name: Callable[[int], str],
     selected: torch.Tensor,
     block: object,
-    first: int,
-    skip: object,
+    skip: object = 0.0,
 ) -> None:
+    """Adds one attention that reads ``selected`` blocks of so many queries and pages."""
     assert isinstance(block, Sequence)
     options, total = attended.options, attended.key.shape[1]
     count = attended.query.shape[1]
@@ -162,7 +175,7 @@ def _observe(
     assert isinstance(scale, float) and isinstance(cap, float) and isinstance(skip, float)
     kept = seen_blocks(selected, count, total, block)
     kept = kept.repeat_interleave(heads // len(kept), 0)
-    visible = torch.arange(total) <= torch.arange(first, first + count)[:, None]
+    visible = torch.arange(total) <= torch.arange(total - count, total)[:, None]
     trust.observe(
         name(layer),
         attended.query,

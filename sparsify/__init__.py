@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         TopK,
         Wina,
     )
+    from sparsify.passes.minference import MInference
     from sparsify.passes.moefy import Moefy
     from sparsify.passes.pattern_attention import PatternAttention
     from sparsify.passes.pooled_blocks import PooledBlocks
@@ -59,6 +60,7 @@ __all__ = [
     "DoubleSparsity",
     "ExactZeros",
     "FlexPrefill",
+    "MInference",
     "Moefy",
     "PatternAttention",
     "PooledBlocks",
@@ -97,6 +99,7 @@ _HOMES = {
     "DoubleSparsity": "sparsify.passes.double_sparsity",
     "ExactZeros": "sparsify.passes.gating",
     "FlexPrefill": "sparsify.passes.flex_prefill",
+    "MInference": "sparsify.passes.minference",
     "Moefy": "sparsify.passes.moefy",
     "PatternAttention": "sparsify.passes.pattern_attention",
     "PooledBlocks": "sparsify.passes.pooled_blocks",

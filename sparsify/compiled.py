@@ -16,6 +16,9 @@ from sparsify.program import Program, ProgramSet
 from sparsify.report import Report
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
     from sparsify.codegen.emit.onnx import OnnxSummary
 
 
@@ -121,6 +124,7 @@ class CompiledModel:
         name: str = "model",
         largest: Mapping[str, Sequence[int]] | None = None,
         state: Mapping[str, str] | None = None,
+        initial: Mapping[str, torch.Tensor | np.ndarray | float] | None = None,
     ) -> None:
         """Writes a folder of C that runs the model without Python, PyTorch or TVM.
 
@@ -133,7 +137,9 @@ class CompiledModel:
             largest: the largest shape of inputs, by name; of others, that of the example inputs.
             state: inputs that the C program remembers from run to run, each with the name of the
                 result that is its next value. Inputs that the model changes in place are state
-                anyway. All state is zero at first, and in its largest shape.
+                anyway. State has its largest shape.
+            initial: first values of state, by the input's name: a number, or what broadcasts to the
+                state's shape. Other state is zero at first, and after a reset.
 
         Raises:
             UnknownTarget: a ValueError that lists the targets, CPUs or features there are.
@@ -151,6 +157,7 @@ class CompiledModel:
             name=name,
             largest=largest,
             state=state,
+            initial=initial,
         )
 
     def export_onnx(

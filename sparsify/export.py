@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import optimization_hint
@@ -16,6 +17,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from sparsify.c_names import c_name, check_model_name
 from sparsify.contracts import PassContext
 from sparsify.passes import parse_pipeline, run_pipeline
+from sparsify.passes.copy_results import CopyResults
 from sparsify.plan import Plan
 from sparsify.program import Program, ProgramSet
 from sparsify.signature import CallSignature
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 Sizes = Mapping[str, Sequence[int]]
 """Input name -> the largest shape that the input may have."""
+Initial = Mapping[str, torch.Tensor | np.ndarray | float]
+"""Name of an input that is state -> its first value."""
 
 
 def export_c(
@@ -36,6 +40,7 @@ def export_c(
     name: str = "model",
     largest: Sizes | None = None,
     state: Mapping[str, str] | None = None,
+    initial: Initial | None = None,
 ) -> None:
     """Writes a folder of C for a target; see `sparsify.CompiledModel.export_c`."""
     from sparsify.codegen.cost import CpuCostModel
@@ -51,7 +56,8 @@ def export_c(
         target=chosen.name,
         unsupported=unsupported_reason,
     )
-    result = run_pipeline(portable, parse_pipeline(pipeline), context)
+    passes = (CopyResults(), *parse_pipeline(pipeline))
+    result = run_pipeline(portable, passes, context)
     for decision in result.decisions:
         if decision.verdict == "unsupported":
             raise ValueError(
@@ -65,7 +71,16 @@ def export_c(
         shown = "; ".join(f"entry {entry!r} takes {names}" for entry, names in taken.items())
         raise ValueError(f"export_c: largest names {', '.join(unknown)}, but {shown}")
     entries = {program.name: _entry(program, largest or {}, state or {}) for program in bound}
-    write_archive(folder, entries, chosen, name=name, about=", ".join(bound.names))
+    first = {c_name(name): torch.as_tensor(value) for name, value in (initial or {}).items()}
+    held = dict.fromkeys(name for entry in entries.values() for name in entry.state)
+    stateless = [name for name in initial or {} if c_name(name) not in held]
+    if stateless:
+        raise ValueError(
+            f"export_c: initial names {', '.join(stateless)}, but the state of the model is "
+            f"{', '.join(held) or 'empty; say what it remembers by state={...}'}"
+        )
+    about = ", ".join(bound.names)
+    write_archive(folder, entries, chosen, name=name, about=about, initial=first)
 
 
 def _entry(program: Program, largest: Sizes, state: Mapping[str, str]) -> ExportedEntry:
@@ -83,8 +98,8 @@ def _entry(program: Program, largest: Sizes, state: Mapping[str, str]) -> Export
     lost = [i for i, name in enumerate(names) if name not in region.outputs]
     if lost:
         raise ValueError(
-            f"export_c: entry {program.name!r}: result {lost[0]} is an input, a weight or a number "
-            "that nothing computes; return it outside of the model"
+            f"export_c: entry {program.name!r}: result {lost[0]} is a number, or an input that "
+            "the model changes in place; leave it out of the results"
         )
     given = {n: node for n, node in _inputs(program).items() if node.name in region.inputs}
     inputs = {c_name(n): region.inputs.index(node.name) for n, node in given.items()}
@@ -93,23 +108,25 @@ def _entry(program: Program, largest: Sizes, state: Mapping[str, str]) -> Export
             f"export_c: entry {program.name!r}: the inputs {', '.join(given)} have names that C "
             "cannot tell apart; rename the arguments of the model"
         )
-    outputs: dict[str, int] = {}
+    results: dict[str, int] = {}
     for index, (name, title) in enumerate(zip(names, _result_names(program), strict=True)):
-        place = region.outputs.index(str(name))
-        if place not in outputs.values():  # a result that comes twice is written once
-            free = title is not None and title not in outputs
-            outputs[str(title) if free else f"output_{index}"] = place
-    held = _held(program, inputs, outputs, state)
+        free = title if title is not None and title not in results else f"output_{index}"
+        results[free] = region.outputs.index(str(name))
+    held = _held(program, inputs, results, state)
+    outputs: dict[str, int] = {}
+    remembered = set(map(c_name, state.values()))
+    for title, place in results.items():
+        if title not in remembered and place not in outputs.values():  # twice is written once
+            outputs[title] = place
     ranges = _ranges(program, largest)
     for name, node in given.items():
         if c_name(name) in held:  # what is kept from run to run keeps its shape
             fixed = [size for size in map(str, node.meta["val"].shape) if size in ranges]
             ranges |= {size: (ranges[size][1], ranges[size][1]) for size in fixed}
-    after = {new for _, new in held.values()}
     return ExportedEntry(
         region.program,
         {name: place for name, place in inputs.items() if name not in held},
-        {name: place for name, place in outputs.items() if place not in after},
+        outputs,
         ranges,
         held,
     )
@@ -118,7 +135,7 @@ def _entry(program: Program, largest: Sizes, state: Mapping[str, str]) -> Export
 def _held(
     program: Program,
     inputs: Mapping[str, int],
-    outputs: Mapping[str, int],
+    results: Mapping[str, int],
     state: Mapping[str, str],
 ) -> dict[str, tuple[int, int | None]]:
     """Inputs that outlive a run, as `ExportedEntry.state`: changed in place, or in ``state``."""
@@ -130,11 +147,11 @@ def _held(
     }
     for name, title in state.items():
         where = f"export_c: state {{{name!r}: {title!r}}}: entry {program.name!r} has no"
-        place, new = inputs.get(c_name(name)), outputs.get(c_name(title))
+        place, new = inputs.get(c_name(name)), results.get(c_name(title))
         if place is None:
-            raise ValueError(f"{where} input {name!r}; its inputs are {', '.join(nodes)}")
+            raise ValueError(f"{where} input {name!r}; its inputs are {', '.join(inputs)}")
         if new is None:
-            raise ValueError(f"{where} result {title!r}; its results are {', '.join(outputs)}")
+            raise ValueError(f"{where} result {title!r}; its results are {', '.join(results)}")
         held[c_name(name)] = (place, new)
     return held
 

@@ -17,7 +17,7 @@ from sparsify.frontend.torch import import_torch
 from sparsify.passes.graph import aten
 from sparsify.report import Decision
 from sparsify.rewriter import Rewriter
-from tests.tiny_lm import MODELS
+from tests.tiny_lm import MODELS, portable_programs
 
 
 class TwoInputs(nn.Module):
@@ -72,7 +72,7 @@ def test_batches_of_another_structure_are_refused() -> None:
     program = import_torch(TwoInputs().eval(), EXAMPLES)["forward"]
     with pytest.raises(TypeError, match="keywords"):
         Calibration([torch.randn(5, 4)]).run(program, lambda *_: None, ())
-    text = import_causal_lm(MODELS["llama"]())["prefill"]
+    text = portable_programs("llama")["prefill"]
     with pytest.raises(TypeError, match="token ids"):
         Calibration([torch.randn(5, 4)]).run(text, lambda *_: None, ())
 

@@ -100,8 +100,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 @cache
-def portable(name: str) -> ProgramSet:
-    """Portable programs of one of `MODELS`, made once; passes return new ones."""
+def portable_programs(name: str) -> ProgramSet:
+    """A model's portable programs; passes leave them as they are, so all tests share them."""
     return run_pipeline(import_causal_lm(MODELS[name]()), PORTABLE).programs
 
 

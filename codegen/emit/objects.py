@@ -111,15 +111,16 @@ def _run_worker(module: str, target: Target, path: Path) -> None:
     done = subprocess.run(command, input=module, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
-    ended = "refused the code"
-    if done.returncode < 0:
-        ended = f"was ended by {signal.Signals(-done.returncode).name}"
     lines = done.stderr.strip().splitlines() or [""]
     said = next((line for line in lines if line.startswith("LLVM ERROR")), lines[-1])
-    raise ObjectError(
-        f"target {target.name!r}: LLVM {ended}; a kernel may use an instruction that the CPU "
-        f"lacks. It said: {said}"
-    )
+    if done.returncode == -signal.SIGKILL:
+        why = "the compiler was killed, as it is where memory runs out; it may need some GB"
+    elif done.returncode < 0:
+        ended = signal.Signals(-done.returncode).name
+        why = f"LLVM was ended by {ended}; a kernel may use an instruction that the CPU lacks"
+    else:
+        why = "the code could not be compiled"
+    raise ObjectError(f"target {target.name!r}: {why}. It said: {said or 'nothing'}")
 
 
 def _check(made: ObjectFile, target: Target) -> None:

@@ -6,14 +6,20 @@
 
 #include "model.h"
 
-int timed_model_run_entry(int entry, const sparsify_tensor *inputs, sparsify_tensor *outputs,
-                          void *workspace, size_t workspace_bytes);
+#ifdef MODEL_STATE_BYTES
+#define STATE(...) __VA_ARGS__ /* an argument more */
+#else
+#define STATE(...)
+#endif
 
 int timed_model_run_entry(int entry, const sparsify_tensor *inputs, sparsify_tensor *outputs,
-                          void *workspace, size_t workspace_bytes) {
+                          STATE(model_state *state, ) void *workspace, size_t workspace_bytes);
+
+int timed_model_run_entry(int entry, const sparsify_tensor *inputs, sparsify_tensor *outputs,
+                          STATE(model_state *state, ) void *workspace, size_t workspace_bytes) {
   struct timespec begin, end;
   clock_gettime(CLOCK_MONOTONIC, &begin);
-  int status = model_run_entry(entry, inputs, outputs, workspace, workspace_bytes);
+  int status = model_run_entry(entry, inputs, outputs, STATE(state, ) workspace, workspace_bytes);
   clock_gettime(CLOCK_MONOTONIC, &end);
   fprintf(stderr, "%lld\n",
           (end.tv_sec - begin.tv_sec) * 1000000000LL + (end.tv_nsec - begin.tv_nsec));

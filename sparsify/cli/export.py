@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from sparsify.cli import options
@@ -61,6 +63,15 @@ def export(
             "that is its next value; may be repeated.",
         ),
     ] = None,
+    initial: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=VALUE",
+            help="With --c: the first value of an input of --state, a number or a .npy file; may "
+            "be repeated.",
+            show_default="zero",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -83,6 +94,7 @@ def export(
         "--name": name,
         "--largest": largest,
         "--state": state,
+        "--initial": initial,
         "--max-tokens": max_tokens,
     }
     of_onnx = {"--standard": standard, "--entry": entry, "--json": as_json}
@@ -91,8 +103,12 @@ def export(
             raise ValueError(f"{option} applies to {'--onnx' if as_c else '--c'} only")
     source = Source(model, batch, seq, OnnxOptions.of(shape, constant))
     if as_c:
-        shapes, pairs = dict(map(_shape, largest or ())), dict(map(_pair, state or ()))
-        _write_c(source, output, target, name or "model", shapes, pairs, max_tokens)
+        of_model = {
+            "largest": dict(map(_shape, largest or ())),
+            "state": dict(map(_pair, state or ())),
+            "initial": dict(map(_value, initial or ())),
+        }
+        _write_c(source, output, target, name or "model", of_model, max_tokens)
         return
     summary = _write_onnx(source, output, standard, entry)
     if as_json:
@@ -126,18 +142,17 @@ def _write_c(
     output: Path,
     target: str | None,
     name: str,
-    largest: Mapping[str, Sequence[int]],
-    state: Mapping[str, str],
+    of_model: Mapping[str, Any],
     max_tokens: int | None,
 ) -> None:
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output}: is a file; name a folder to write into")
-    chosen: dict[str, Any] = {"largest": largest, "state": state}
+    chosen = dict(of_model)
     if source.generates:
-        if largest or state:
+        if any(of_model.values()):
             raise ValueError(
                 f"{source.text} is a language model, whose state is its cache; say --max-tokens "
-                "instead of --largest and --state"
+                "instead of --largest, --state and --initial"
             )
         chosen = {"max_tokens": max_tokens}
     elif max_tokens is not None:
@@ -152,6 +167,16 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and equals and result):
         raise ValueError(f"--state {text!r}: write it as INPUT=RESULT, such as h=next_h")
     return name, result
+
+
+def _value(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"--initial {text!r}: write it as INPUT=VALUE, h=0.5 or h=first.npy")
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return name, number(value)
+    return name, np.load(value)
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -61,7 +61,8 @@ class Source:
         """Writes C; a compiled model brings its target, another needs no kernels for this machine.
 
         Args:
-            options: ``max_tokens`` of a language model, ``largest`` and ``state`` of another.
+            options: ``max_tokens`` of a language model; ``largest``, ``state`` and ``initial`` of
+                another.
         """
         if self.is_compiled:
             self.compiled.export_c(folder, target=target, name=name, **options)

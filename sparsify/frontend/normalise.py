@@ -87,7 +87,8 @@ def _refuse_mutations(exported: ExportedProgram) -> None:
         what = "input" if spec.kind == OutputKind.USER_INPUT_MUTATION else "buffer"
         raise ValueError(
             f"the model changes its {what} {spec.target!r} in place, and a compiled program has "
-            f"no hidden state; take the {what} as an input and return its new value"
+            f"no hidden state; take the {what} as an input and return its new value, "
+            "which exported C can remember (state and initial of export_c)"
         )
 
 

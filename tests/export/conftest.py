@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import sparsify
-from tests.export.exported_net import LARGEST, Net
+from tests.export.exported_net import LARGEST, Net, Product
 
 WARNINGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
@@ -176,3 +176,15 @@ def folder(compiled: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("c")
     compiled.export_c(path, target="x86-avx2", largest=LARGEST)
     return path
+
+
+@pytest.fixture(scope="session")
+def product(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A linear, and its C under its own name, with the sizes of its examples."""
+    torch.manual_seed(0)
+    module = Product().eval()
+    folder = tmp_path_factory.mktemp("product")
+    sparsify.compile(module, (torch.randn(2, 20, 48),)).export_c(
+        folder, target="x86-avx2", name="product"
+    )
+    return module, folder

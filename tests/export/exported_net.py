@@ -31,6 +31,17 @@ class Net(nn.Module):
         return {"scores": torch.softmax(scores, -1), "kept": h * keep.unsqueeze(-1)}
 
 
+class Product(nn.Module):
+    """A linear alone, which takes no scratch memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
 def inputs(batch: int, seq: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch, seq, 48), torch.rand(batch, seq)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from tests.export.exported_net import LARGEST, SANITIZERS, check, inputs
@@ -55,6 +56,14 @@ def test_nothing_is_undefined_but_the_c_libraries(folder: Path, host: Any) -> No
     listed = subprocess.run(["nm", "-u", program], capture_output=True, text=True, check=True)
     names = [line.split()[-1] for line in listed.stdout.splitlines() if " U " in f" {line} "]
     assert names and [name for name in names if "@GLIBC_" not in name] == []
+
+
+@pytest.mark.isa("x86-avx2")
+def test_weights_are_an_object_of_their_size(folder: Path, host: Any) -> None:
+    command = ["readelf", "-sW", host.build(folder)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    size, kind = next(line.split()[2:4] for line in listed.splitlines() if "model_weights" in line)
+    assert int(size, 0) == (folder / "model.weights").stat().st_size and kind == "OBJECT"
 
 
 CLOSE = """
@@ -144,21 +153,23 @@ def test_cmake_and_the_wrappers(folder: Path, host: Any, net: nn.Module) -> None
 
 
 @pytest.mark.isa("x86-avx2")
-def test_sizes_of_the_examples_are_the_largest(
-    compiled: Any, host: Any, net: nn.Module, tmp_path: Path
-) -> None:
-    compiled.export_c(tmp_path, target="x86-avx2", name="tiny")
-    assert "s" in (header := (tmp_path / "tiny.h").read_text()) and ": 1 to 20" in header
-    program = host.build(tmp_path, "tiny")
-    check(host, program, net, (2, 20))
-    np.save(tmp_path / "x.npy", np.zeros((2, 21, 48), "f4"))
-    done = host.run(program, "x.npy", "keep.npy", check=False)
-    assert done.returncode == 1 and "input 'x' has a size out of its range" in done.stderr
-    huge = (
-        (tmp_path / "x.npy").read_bytes().replace(b"(2, 21, 48)", b"(9223372036854775807, 21, 48)")
-    )
-    (tmp_path / "x.npy").write_bytes(huge)
-    done = host.run(program, "x.npy", "keep.npy", check=False)
-    assert done.returncode == 1 and done.stderr.endswith("x.npy: is larger than memory\n")
-    done = host.run(program, "--weights", "none", "x.npy", "keep.npy", check=False)
-    assert done.returncode == 1 and done.stderr.endswith("none: the file cannot be read\n")
+def test_sizes_of_the_examples_are_the_largest(product: tuple[nn.Module, Path], host: Any) -> None:
+    module, folder = product
+    header = (folder / "product.h").read_text()
+    assert ": 1 to 20\n" in header and ": 1 to 2\n" in header
+    program = host.build(folder, "product")
+    x = torch.randn(2, 20, 48)
+    np.save(folder / "x.npy", x.numpy())
+    host.run(program, "x.npy", "-o", "y.npy")
+    np.testing.assert_allclose(np.load(folder / "y.npy"), module(x).detach(), atol=1e-5)
+
+    def refused(message: str, *arguments: str) -> None:
+        done = host.run(program, *arguments, "x.npy", check=False)
+        assert done.returncode == 1 and done.stderr.endswith(f"{message}\n")
+
+    refused("none: the file cannot be read", "--weights", "none")
+    np.save(folder / "x.npy", np.zeros((2, 21, 48), "f4"))
+    refused("run: input 'x' has a size out of its range")
+    large = (folder / "x.npy").read_bytes().replace(b"(2, ", b"(9223372036854775807, ")
+    (folder / "x.npy").write_bytes(large)
+    refused("x.npy: is larger than memory")

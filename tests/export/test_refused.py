@@ -176,6 +176,15 @@ def test_what_cannot_be_exported(compiled: Any, tmp_path: Path) -> None:
     refused(r"largest\['keep'\] \(3,\) needs 2 sizes", largest={"keep": (3,)})
     refused("dim 0 of input 'x' is 0 at most", largest={"x": (0, 1, 48)})
 
+    class Shorts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to(torch.uint16)
+
+    refused(
+        "a tensor of uint16, a type that exported C does not have",
+        sparsify.compile(Shorts(), (torch.rand(8),)),
+    )
+
     class Histogram(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.histc(x * 2, 4, 0.0, 1.0)

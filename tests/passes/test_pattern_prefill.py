@@ -16,7 +16,7 @@ from sparsify.passes.graph import arguments
 from sparsify.passes.pattern_attention import PatternAttention
 from sparsify.patterns import Pattern, Sharded, Strided, WindowSinks
 from sparsify.program import ProgramSet
-from tests.tiny_lm import MODELS, portable
+from tests.tiny_lm import MODELS, portable_programs
 
 BLOCK, HEADS = 32, 4
 
@@ -24,7 +24,7 @@ BLOCK, HEADS = 32, 4
 @pytest.fixture
 def programs() -> ProgramSet:
     torch.manual_seed(0)
-    return portable("llama")
+    return portable_programs("llama")
 
 
 def attentions(programs: ProgramSet, name: str) -> list[Any]:

@@ -13,7 +13,7 @@ from sparsify.passes.graph import arguments
 from sparsify.passes.selection_trust import each_attention
 from sparsify.program import ProgramSet
 from tests.passes.test_select_pages import calls
-from tests.tiny_lm import portable
+from tests.tiny_lm import portable_programs
 
 QUERIES, KEYS = 16, 16
 SMALL: dict[str, Any] = {"density": 0.2, "keys": KEYS, "sinks": 0, "recent": 0}
@@ -28,7 +28,7 @@ def texts(seed: int) -> Calibration:
 
 @pytest.fixture(scope="module")
 def llama() -> ProgramSet:
-    return portable("llama")
+    return portable_programs("llama")
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,14 @@ import torch
 
 import sparsify
 from sparsify.calibration import Calibration
-from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.ops import PAGE, CacheShape
-from sparsify.passes import PORTABLE, run_pipeline
+from sparsify.passes import run_pipeline
 from sparsify.passes.attention_trust import BudgetError
 from sparsify.passes.graph import arguments
 from sparsify.passes.select_blocks import BlockSelection
 from sparsify.program import ProgramSet
 from tests.passes.test_select_pages import calls
-from tests.tiny_lm import MODELS, prompts
+from tests.tiny_lm import MODELS, portable_programs, prompts
 
 TEXTS = Calibration([torch.arange(200) * 7 % 61])
 SMALL: dict[str, Any] = {"keys": 16, "sinks": 16, "recent": 0}
@@ -29,7 +28,7 @@ RECIPES: dict[str, BlockSelection] = {
 
 @pytest.fixture(scope="module")
 def llama() -> ProgramSet:
-    return run_pipeline(import_causal_lm(MODELS["llama"]()), PORTABLE).programs
+    return portable_programs("llama")
 
 
 def logits(programs: ProgramSet, length: int) -> torch.Tensor:

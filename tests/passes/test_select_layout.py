@@ -200,6 +200,27 @@ def test_two_layouts_that_are_not_faster_are_one(import_model, apply, monkeypatc
     assert len(set(layouts_of(result))) == 1
 
 
+class StepCost(FormCost):
+    """Only dense is fast at few tokens; SELL takes three times as long there."""
+
+    def linear_seconds(self, layout, shape, nnz, tokens):
+        if form_of(tokens) == "lanes":
+            return super().linear_seconds(layout, shape, nnz, tokens)
+        return {"packed_dense": 1.0, "dense": 1.0}.get(layout.name, 3.0) * tokens * 1e-6
+
+
+def test_what_prompts_gain_makes_no_step_slower(import_model, apply):
+    programs = prefill_and_decode(import_model, model_of(0.2))
+    for both, expected in ((1.0, "packed_dense"), (2.0, "packed_dense + sell")):
+        passes = SparseLinear(), SelectLayout(both=both)
+        result = apply(programs, *passes, context=PassContext(cost=StepCost()))
+        (decision,) = selected(result)
+        names = [parse(spec).name for spec in decision.layout.split(" + ")]
+        assert " + ".join(sorted(names)) == expected
+        if both == 1.0:
+            assert "sell is predicted to take 3.00 of its time at 4 tokens" in decision.reason
+
+
 def test_two_packings_of_one_layout_are_two_layouts(import_model, apply, monkeypatch):
     wide, narrow = Sell(rows=8, k_block=16, window=8), Sell(rows=4, k_block=16, window=8)
 

@@ -17,7 +17,7 @@ from sparsify.passes.double_sparsity import important_channels
 from sparsify.passes.graph import arguments
 from sparsify.passes.select_pages import PageSelection
 from sparsify.program import Program, ProgramSet
-from tests.tiny_lm import MODELS, SIZES, own_tokens, paged_tokens, portable, prompts
+from tests.tiny_lm import MODELS, SIZES, own_tokens, paged_tokens, portable_programs, prompts
 
 TEXTS = Calibration([torch.arange(50) % 61, torch.arange(20) * 7 % 61])
 SMALL: dict[str, Any] = {"budget": 48, "skip": ()}
@@ -31,7 +31,7 @@ RECIPES: dict[str, PageSelection] = {
 
 @pytest.fixture(scope="module")
 def llama() -> ProgramSet:
-    return portable("llama")
+    return portable_programs("llama")
 
 
 def calls(program: Program, name: str) -> list[Any]:
@@ -112,7 +112,8 @@ def test_generation_with_a_recipe(llama: ProgramSet, name: str, tmp_path: Any) -
 
 
 def test_layers_that_are_skipped_and_layers_with_a_window() -> None:
-    result = run_pipeline(portable("gemma3"), [sparsify.Quest(budget=48, skip="*layers.0.*")])
+    programs = portable_programs("gemma3")
+    result = run_pipeline(programs, [sparsify.Quest(budget=48, skip="*layers.0.*")])
     assert len(calls(result.programs["decode"], "select_pages")) == 1
     reasons = [d.reason for d in result.decisions if d.site.startswith("decode")]
     assert "skips *layers.0.*" in reasons[0] and "window of 5 tokens" in reasons[2]
@@ -163,7 +164,7 @@ def test_layers_that_cannot_select_are_refused(
 ) -> None:
     recipe = sparsify.TidalDecode(**{**SMALL, **options})
     with pytest.raises(ValueError, match=message):
-        run_pipeline(portable(model), [recipe])
+        run_pipeline(portable_programs(model), [recipe])
 
 
 def test_important_channels_tell_keys_apart(llama: ProgramSet) -> None:

@@ -10,7 +10,6 @@ main.c  CMakeLists.txt    a program that runs the model on .npy files
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -24,11 +23,12 @@ import torch
 import tvm
 
 from sparsify.codegen.build import kernel_passes
-from sparsify.codegen.emit.c.arena import ALIGNMENT, Bounds, aligned, plan
+from sparsify.codegen.emit.c.arena import ALIGNMENT, Bounds, plan
 from sparsify.codegen.emit.c.scratch import scratch_bytes
 from sparsify.codegen.emit.c.state import StateLayout
 from sparsify.codegen.emit.c.straight import ExportError, StraightCode, straighten
 from sparsify.codegen.emit.c.tables import Tables, Tabulator
+from sparsify.codegen.emit.c.weights import Weights
 from sparsify.codegen.emit.objects import compile_object, entry_symbol
 from sparsify.codegen.lower import lower
 from sparsify.codegen.target import Target
@@ -68,13 +68,20 @@ class ExportedEntry:
 
 
 def write_archive(
-    folder: Path, entries: Mapping[str, ExportedEntry], target: Target, *, name: str, about: str
+    folder: Path,
+    entries: Mapping[str, ExportedEntry],
+    target: Target,
+    *,
+    name: str,
+    about: str,
+    initial: Mapping[str, torch.Tensor],
 ) -> None:
     """Writes the folder's files; all of them, or, after an error, none.
 
     Args:
         name: begins the names of files and symbols; a C identifier.
         about: the model in a few words, for the header.
+        initial: first values of state, by its names; of other state, zero.
 
     Raises:
         ExportError: a program needs what C cannot give it, or more memory than the target has.
@@ -88,7 +95,7 @@ def write_archive(
         codes[entry].arrange(
             tuple(each.inputs.values()), tuple(each.outputs.values()), tuple(each.state.values())
         )
-    weights = _Weights()
+    weights = Weights()
     places = {entry: weights.add(codes[entry], each.program) for entry, each in entries.items()}
     state = StateLayout()
     kernels = dict.fromkeys(kernel for code in codes.values() for kernel in code.kernels())
@@ -97,6 +104,10 @@ def write_archive(
     sources = [
         _source(entry, each, codes[entry], places[entry], state, module, called)
         for entry, each in entries.items()
+    ]
+    first = [
+        (state.tensors[which].offset, *weights.place(f"initial:{which}", state.begin(which, value)))
+        for which, value in initial.items()
     ]
     facts = {
         "name": name,
@@ -111,8 +122,9 @@ def write_archive(
         "identity": list(weights.identity()),
         "weights_bytes": weights.nbytes,
         "state": list(state.tensors.values()),
-        "state_bytes": state.nbytes,
-        "workspace_bytes": max(entry.workspace_bytes for entry in sources),
+        "initial": first,
+        "state_bytes": max(ALIGNMENT, state.nbytes),
+        "workspace_bytes": max(ALIGNMENT, *(entry.workspace_bytes for entry in sources)),
         "scratch_bytes": max(ALIGNMENT, *(entry.scratch_bytes for entry in sources)),
     }
     _check_memory(target, sources, weights.nbytes, state.nbytes)
@@ -127,7 +139,8 @@ def write_archive(
 def _filled(folder: Path) -> Iterator[Path]:
     """A folder to write into, whose files are moved to ``folder`` when all have been written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
+    beside = folder if folder.is_dir() else folder.parent  # which may be another file system's
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=beside) as made:
         yield Path(made)
         folder.mkdir(exist_ok=True)
         for file in sorted(Path(made).iterdir()):
@@ -172,6 +185,14 @@ class _Source:
     scratch_bytes: int
     stateful: bool
 
+    @property
+    def parameters(self) -> str:
+        """The tensors that the C function takes; an array of none is no C."""
+        inputs, outputs = len(self.tables.inputs), len(self.tables.outputs)
+        given = f"inputs[{inputs}]" if inputs else "*inputs"
+        made = f"outputs[{outputs}]" if outputs else "*outputs"
+        return f"const sparsify_tensor {given}, sparsify_tensor {made}"
+
 
 def _source(
     entry: str,
@@ -182,12 +203,11 @@ def _source(
     module: tvm.IRModule,
     called: Mapping[str, str],
 ) -> _Source:
-    bounds = Bounds(code, {symbol: most for symbol, (_, most) in each.ranges.items()})
+    bounds = Bounds(code, each.ranges)
     arena = plan(code, bounds)
-    least = {symbol: least for symbol, (least, _) in each.ranges.items()}
     names = tuple(each.inputs), tuple(each.outputs)
     held = state.add(code, tuple(each.state), bounds)
-    tables = Tabulator(code, bounds, arena, offsets, held).tables(*names, least)
+    tables = Tabulator(code, bounds, arena, offsets, held).tables(*names)
     return _Source(
         entry,
         tables,
@@ -197,49 +217,6 @@ def _source(
         scratch_bytes(module, code, bounds),
         bool(held),
     )
-
-
-class _Weights:
-    """The file of weights: 64 bytes that identify it, then each tensor, aligned."""
-
-    def __init__(self) -> None:
-        self.nbytes = ALIGNMENT
-        self._offsets: dict[str, int] = {}
-        self._tensors: list[torch.Tensor] = []
-
-    def add(self, code: StraightCode, program: Program) -> list[int]:
-        """Offsets of the weights of an entry, in its order; weights of one name are kept once."""
-        names = program.weight_names
-        order = [names[n.name] for n in program.graph.nodes if n.op == "placeholder"
-                 and n.name in names]  # fmt: skip
-        stored = program.exported.state_dict
-        found = [self._place(name, stored[name]) for name in order]
-        for index, constant in enumerate(code.constants):
-            name = f"{code.name}.constant.{index}"
-            found.append(self._place(name, torch.from_numpy(constant.copy())))
-        return found
-
-    def _place(self, name: str, tensor: torch.Tensor) -> int:
-        if name not in self._offsets:
-            self._offsets[name] = self.nbytes
-            self._tensors.append(tensor.detach().contiguous())
-            self.nbytes += aligned(tensor.nbytes)
-        return self._offsets[name]
-
-    def _parts(self) -> Iterator[bytes]:
-        for tensor in self._tensors:
-            data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-            yield data + bytes(-len(data) % ALIGNMENT)
-
-    def identity(self) -> bytes:
-        """``sparsify``, 24 spare bytes, and the SHA-256 of what follows."""
-        total = hashlib.sha256()
-        for part in self._parts():
-            total.update(part)
-        return b"sparsify".ljust(ALIGNMENT - 32, b"\0") + total.digest()
-
-    def write(self, path: Path) -> None:
-        path.write_bytes(b"".join((self.identity(), *self._parts())))
 
 
 def _write_sources(folder: Path, name: str, facts: Mapping[str, Any]) -> None:

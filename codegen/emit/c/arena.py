@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tvm.ir import Range
 from tvm.sym import Analyzer
 
-from sparsify.codegen.emit.c.straight import Extent, StraightCode, View
+from sparsify.codegen.emit.c.straight import ExportError, Extent, StraightCode, View
 
 ALIGNMENT = 64
 """Bytes; kernels load whole vectors from where tensors begin."""
@@ -18,19 +18,23 @@ _ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2,
 
 
 class Bounds:
-    """The largest values of sizes.
+    """The least and largest values of sizes.
 
     Args:
-        most: the largest value of each of the entry's symbols, by name.
+        ranges: those of each of the entry's symbols, by name.
     """
 
-    def __init__(self, code: StraightCode, most: Mapping[str, int]) -> None:
+    def __init__(self, code: StraightCode, ranges: Mapping[str, tuple[int, int]]) -> None:
         self._analyzer = Analyzer()
         for name, symbol in code.symbols().items():
-            self._analyzer.bind(symbol, Range(1, most[name] + 1))
+            least, most = ranges[name]
+            self._analyzer.bind(symbol, Range(least, most + 1))
 
     def largest(self, extent: Extent) -> int:
         return int(self._analyzer.const_int_bound(extent).max_value)
+
+    def least(self, extent: Extent) -> int:
+        return max(0, int(self._analyzer.const_int_bound(extent).min_value))
 
     def shape(self, view: View) -> tuple[int, ...]:
         return tuple(map(self.largest, view.shape))
@@ -85,4 +89,14 @@ def aligned(nbytes: int) -> int:
 
 
 def item_bytes(dtype: str) -> int:
+    """Bytes of one element.
+
+    Raises:
+        ExportError: a type that tensors of exported C cannot have.
+    """
+    if dtype not in _ITEM_BYTES:
+        raise ExportError(
+            f"a tensor of {dtype}, a type that exported C does not have; cast it in the model to "
+            f"one of {', '.join(_ITEM_BYTES)}"
+        )
     return _ITEM_BYTES[dtype]

@@ -12,13 +12,14 @@ from tvm.sym import Analyzer
 from tvm.tirx import AllocBuffer
 from tvm_ffi.structural import structural_walk
 
-from sparsify.codegen.emit.c.arena import Bounds, aligned, item_bytes
+from sparsify.codegen.emit.c.arena import Bounds, aligned
 from sparsify.codegen.emit.c.straight import Call, ExportError, StraightCode, View
 
 _ON_STACK = 64
-"""Bytes of a buffer that is surely a register or on the stack, if its size is known: one vector.
+"""Bytes of a global buffer that is surely a register or on the stack, if its size is known.
 
-TVM puts larger ones there too, but not all; those count here, as if it did not.
+One vector. TVM puts larger ones there too, but not all; those count here, as if it did not. Buffers
+that are local to a task (scope ``local``) it never does, however small.
 """
 
 
@@ -35,11 +36,11 @@ def _bytes_of(module: tvm.IRModule, call: Call, bounds: Bounds) -> int:
     analyzer = _bound_symbols(function, call, bounds)
     total = 0
     for buffer in buffers:
-        size = item_bytes(str(buffer.dtype))
+        size = -(-buffer.dtype.bits * buffer.dtype.lanes // 8)
         for extent in buffer.shape:
             size *= int(analyzer.const_int_bound(extent).max_value)
         known = all(isinstance(extent, tirx.IntImm) for extent in buffer.shape)
-        if not known or size > _ON_STACK:
+        if not known or buffer.scope() != "global" or size > _ON_STACK:
             total += aligned(size)
     if total >= 1 << 40:
         raise ExportError(f"kernel {call.kernel}: a buffer of its own has no known largest size")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from sparsify.c_names import member_name
 from sparsify.codegen.emit.c.arena import Bounds, aligned
 from sparsify.codegen.emit.c.straight import ExportError, StraightCode
@@ -66,3 +68,21 @@ class StateLayout:
             if known is made:
                 self.nbytes += aligned(size)
         return [self.tensors[name].offset for name in names]
+
+    def begin(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A first value in the type and shape of the state that it is for.
+
+        Raises:
+            ExportError: it cannot be broadcast to that shape, or loses what that type cannot hold.
+        """
+        known = self.tensors[name]
+        dtype = getattr(torch, known.dtype)
+        try:
+            if torch.can_cast(value.dtype, dtype):
+                return value.to(dtype).expand(known.shape)
+        except RuntimeError:
+            pass  # of expand
+        raise ExportError(
+            f"state {name!r} is {known.text} and cannot begin as {str(value.dtype)[6:]} "
+            f"{list(value.shape)}"
+        )

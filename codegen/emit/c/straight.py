@@ -105,6 +105,10 @@ class StraightCode:
         self.state = [given[i] for i, _ in state]
         free = 1 + max((s.index for s in self._storages() if s.where == "arena"), default=-1)
         returned = {id(view.storage) for view in self.outputs}
+        for view in made:  # what nobody asked for, or becomes state
+            if view.storage.where == "output" and id(view.storage) not in returned:
+                view.storage.where, view.storage.index = "arena", free
+                free += 1
         for number, (_, after) in enumerate(state):
             held = self.state[number]
             held.storage.where, held.storage.index = "state", number
@@ -116,9 +120,6 @@ class StraightCode:
                     f"entry {self.name!r}: a state of {held.dtype} {list(held.shape)} cannot "
                     f"become {value.dtype} {list(value.shape)}; its next value must be alike"
                 )
-            if id(value.storage) not in returned and value.storage.where == "output":
-                value.storage.where, value.storage.index = "arena", free
-                free += 1
             self.calls.append(Call(None, (value, held)))
         for views in (self.inputs, self.outputs):
             for index, view in enumerate(views):
@@ -178,7 +179,7 @@ class _Walk:
                 f"entry {self.code.name!r}: {operator} needs TVM's runtime, which exported C does "
                 "not have; rewrite the model without the operator that it comes from"
             )
-        return tuple(value.values) if isinstance(value, relax.ShapeExpr) else self._operand(value)
+        return self._operand(value)
 
     def _cast(self, value: Any, type_: Any) -> Any:
         """A tensor or shape with the sizes that the graph has of it, which a run checks."""
@@ -194,13 +195,13 @@ class _Walk:
 
     def _call(self, variable: Any, call: Any) -> Any:
         kernel, given, *sizes = call.args
-        operands = [self._operand(operand) for operand in given.fields]
+        operands = self._operand(given)
         types = variable.ty.fields if isinstance(variable.ty, tvm.ir.TupleType) else [variable.ty]
         results = []
         for type_ in types:
             results.append(self._view(Storage("arena", self.in_arena), type_))
             self.in_arena += 1
-        extra = sizes[0].values if sizes else ()
+        extra = self._operand(sizes[0]) if sizes else ()
         self.code.calls.append(Call(kernel.name_hint, (*operands, *results, *extra)))
         return results[0] if not isinstance(variable.ty, tvm.ir.TupleType) else tuple(results)
 
@@ -213,6 +214,8 @@ class _Walk:
             return self._operand(value.tuple_value)[value.index]
         if isinstance(value, tvm.ir.Tuple):
             return tuple(self._operand(part) for part in value.fields)
+        if isinstance(value, relax.ShapeExpr):
+            return tuple(value.values)
         if isinstance(value.ty, tvm.ir.PrimType):
             return value
         raise ExportError(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tvm
 from tvm import tirx
@@ -103,15 +102,20 @@ class Tabulator:
         self,
         input_names: Sequence[str],
         output_names: Sequence[str],
-        least: Mapping[str, int],
     ) -> Tables:
-        """Args:
-        least: the smallest value of each symbol.
+        """The tables; names in the order of the code.
+
+        Raises:
+            ExportError: they would not fit the types of sparsify.h.
         """
         for view in (*self.code.inputs, *self.code.outputs):
             self._value(view, shared=False)
         calls = tuple(self._call(call) for call in self.code.calls)
-        lists = {"values": self._values, "sizes": self._sizes.items, "calls": self._operands.items}
+        lists = {
+            "values": self._values,
+            "sizes": self._sizes.items,
+            "operands": self._operands.items,
+        }
         for what, items in lists.items():
             if len(items) >= _SIZE:
                 raise ExportError(
@@ -123,10 +127,9 @@ class Tabulator:
                 f"entry {self.code.name!r}: {len(self._computed)} different sizes depend on the "
                 f"inputs, at most {MAX_COMPUTED} can; compile with dynamic_shapes=None"
             )
-        smallest = Bounds(self.code, least)
         return Tables(
-            tuple(self._specs(input_names, self.code.inputs, smallest)),
-            tuple(self._specs(output_names, self.code.outputs, smallest)),
+            tuple(self._specs(input_names, self.code.inputs)),
+            tuple(self._specs(output_names, self.code.outputs)),
             tuple(self._values),
             tuple(self._sizes.items) or (0,),
             tuple(self._operands.items) or (0,),
@@ -136,11 +139,12 @@ class Tabulator:
             tuple(dict.fromkeys((c_expression(a), c_expression(b)) for a, b in self.code.equal)),
         )
 
-    def _specs(self, names: Sequence[str], views: Sequence[View], smallest: Bounds) -> Any:
+    def _specs(self, names: Sequence[str], views: Sequence[View]) -> Iterator[Spec]:
         for name, view in zip(names, views, strict=True):
             extents = ", ".join(map(c_expression, view.shape))
             text = f"{view.dtype} [{extents}]"
-            yield Spec(name, view.dtype, smallest.shape(view), self.bounds.shape(view), text)
+            least = tuple(map(self.bounds.least, view.shape))
+            yield Spec(name, view.dtype, least, self.bounds.shape(view), text)
 
     def _bindings(self) -> tuple[tuple[str, str], ...]:
         found: dict[str, str] = {}

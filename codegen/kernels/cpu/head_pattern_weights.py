@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tvm.tirx.script.builder import ir as T
 
@@ -13,6 +13,10 @@ from sparsify.codegen.kernels.cpu.nearness_weights import NearnessWeights
 from sparsify.codegen.kernels.cpu.pooled_weights import PooledWeights
 from sparsify.codegen.kernels.cpu.simd import Expr, Tensor, bind, choose, require
 from sparsify.selectors import PATTERNS, BlockScoring
+
+if TYPE_CHECKING:
+    from sparsify.codegen.kernels.cpu.paged_cache import CacheOperands
+    from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
 
 _BY_SCORING: dict[BlockScoring | None, type[BlockWeights]] = {
     "nearness": NearnessWeights,
@@ -25,16 +29,24 @@ _MEMBERS = [_BY_SCORING[pattern.scoring] for pattern in PATTERNS.values()]
 class HeadPatternWeights(BlockWeights):
     """Each head is weighed by one member, and no other member looks at its queries or keys."""
 
-    def __init__(self, *operands: Any) -> None:
-        super().__init__(*operands)
+    def __init__(
+        self,
+        spec: SelectBlocks,
+        cache: CacheOperands,
+        query: Expr,
+        keys: Expr,
+        tensor: Expr,
+        columns: Expr,
+    ) -> None:
+        super().__init__(spec, cache, query, keys, tensor, columns)
         self.names = [self._names(number) for number in range(len(_MEMBERS))]
         self.members = [
-            member(*operands, wanted=names)
+            member(spec, cache, query, keys, tensor, columns, names)
             for member, names in zip(_MEMBERS, self.names, strict=True)
         ]
 
     @classmethod
-    def operand(cls, spec: Any) -> Tensor:
+    def operand(cls, spec: SelectBlocks) -> Tensor:
         return Tensor("patterns", (spec.heads,), "int32")
 
     def _names(self, number: int) -> Callable[[Expr], Expr]:

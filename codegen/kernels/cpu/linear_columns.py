@@ -84,8 +84,11 @@ class ColumnsKernels:
         return layout.panel_count(shape[0])
 
     def bandwidth(self, isa: Isa, layout: DenseColumns, tokens: int) -> float:
-        """A narrow panel's few tokens use weights up faster than they are asked for."""
-        return 0.8 if _is_narrow(isa, layout) and tokens <= _EIGHT // 2 else 1.0
+        """A narrow panel's few tokens use weights up faster than they are asked for; a wide one is
+        read again for each tile of tokens."""
+        if _is_narrow(isa, layout):
+            return 0.8 if tokens <= _EIGHT // 2 else 1.0
+        return 1.0 / len(token_widths(tokens, columns_widest(isa)))
 
     def skipping_candidates(self, isa: Isa, shape: tuple[int, int]) -> tuple[DenseColumns, ...]:
         """One panel, one for each of two threads, or as many as have columns of a page."""

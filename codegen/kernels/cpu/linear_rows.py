@@ -30,8 +30,8 @@ _WINDOW = 64
 _ENTRY_CYCLES = 40.0
 """Cycles to start and end a group of rows in a K block of SELL."""
 
-_FULL = 0.65
-"""Share of nonzeros above which a bitmap of as wide values as the matrix has saves no time."""
+_MOST_NONZEROS = {16: 0.85, 32: 0.65}
+"""Share of nonzeros above which a bitmap of values so wide saves no time."""
 
 _MOVED_CYCLES = 0.3
 """Cycles to bring an activation beside those of other tokens, or a sum back."""
@@ -81,7 +81,8 @@ class BitmapKernels:
     def candidates(self, isa: Isa, shape: tuple[int, int], nnz: int) -> tuple[Bitmap, ...]:
         if not isa.byte_shuffle:  # nothing spreads a word's values over lanes
             return ()
-        widths = (16, 32) if nnz <= _FULL * shape[0] * shape[1] else (16,)
+        density = nnz / (shape[0] * shape[1])
+        widths = [bits for bits, most in _MOST_NONZEROS.items() if density <= most]
         return tuple(Bitmap(rows, bits) for bits in widths for rows in (4, 2))
 
     def kernel(self, isa: Isa, site: LinearSite, layout: Bitmap) -> BitmapLinear:

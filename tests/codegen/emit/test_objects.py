@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tvm.tirx.script.builder import ir as T
 
+from sparsify.codegen.emit import objects
 from sparsify.codegen.emit.objects import LAUNCH, RAISE, ObjectError, compile_object
 from sparsify.codegen.emit.symbols import Symbols
 from sparsify.codegen.kernels.cpu.simd import (
@@ -66,6 +67,26 @@ def test_an_instruction_that_the_cpu_lacks_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ObjectError, match=r"'arm64-neon': LLVM was ended by SIGABRT.* select"):
         compile_object({"dot": dot[0]}, Target.parse("arm64-neon"), tmp_path / "dot.o")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "the compiler was killed, .* memory .*: nothing"),
+        ("raise TypeError('no such code')", "could not be compiled. It said: TypeError: no such"),
+    ],
+)
+def test_a_compiler_that_ends_otherwise(
+    worker: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text(worker)
+    monkeypatch.setattr(objects, "_WORKER", tmp_path / "worker.py")
+    with prim_func("copy") as copy:
+        x, y = arguments(Tensor("x", (4,)), Tensor("y", (4,)))
+        store(y, 0, load(x, 0, 4), 4)
+    with pytest.raises(ObjectError, match=message):
+        compile_object({"copy": copy[0]}, Target.parse("x86-avx2"), tmp_path / "copy.o")
+    assert [path.name for path in tmp_path.iterdir()] == ["worker.py"]
 
 
 def test_a_call_of_a_library_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from torch import nn
 import sparsify
 from sparsify.codegen.emit.onnx import OnnxSummary, export
 from sparsify.codegen.emit.onnx.weights import smallest
-from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.frontend.torch import import_torch
 from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.report import Report
@@ -251,7 +250,7 @@ def test_a_conv_net_exports(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "qwen2"])
 def test_a_language_model_with_its_cache(tiny_lm: ModuleType, tmp_path: Path, name: str) -> None:
-    programs = run_pipeline(import_causal_lm(tiny_lm.MODELS[name]()), PORTABLE).programs
+    programs = tiny_lm.portable_programs(name)
     for entry in programs:
         export(entry, Report(), tmp_path / f"{entry.name}.onnx")
         onnx.checker.check_model(tmp_path / f"{entry.name}.onnx", full_check=True)

@@ -34,7 +34,7 @@ CALLS = st.lists(
 @given(CALLS, st.integers(1, 40))
 def test_tensors_that_live_together_lie_apart(uses: list[tuple[int, list[int]]], most: int) -> None:
     code = chain(uses)
-    bounds = Bounds(code, {"s": most})
+    bounds = Bounds(code, {"s": (1, most)})
     arena = plan(code, bounds)
     lives: dict[int, list[int]] = {}
     sizes: dict[int, int] = {}
@@ -57,8 +57,15 @@ def test_tensors_that_live_together_lie_apart(uses: list[tuple[int, list[int]]],
 
 def test_a_chain_needs_two_places() -> None:
     code = chain([(4, [i]) for i in range(-1, 11)])
-    arena = plan(code, Bounds(code, {"s": 8}))
+    arena = plan(code, Bounds(code, {"s": (1, 8)}))
     assert arena.nbytes == 2 * aligned(400 * 8 * 4)
+
+
+def test_bounds_of_sizes_that_shrink() -> None:
+    bounds = Bounds(chain([]), {"s": (2, 8)})
+    assert (bounds.least(10 - SYMBOL), bounds.largest(10 - SYMBOL)) == (2, 8)
+    assert (bounds.least(SYMBOL * 3), bounds.largest(SYMBOL * 3)) == (6, 24)
+    assert bounds.least(SYMBOL - 5) == 0  # no size is less
 
 
 @given(st.integers(0, 1000), st.integers(1, 50))

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 import sparsify
 from sparsify import ops
 from sparsify.contracts import PassContext
-from sparsify.frontend.causal_lm import import_causal_lm
-from sparsify.passes import PORTABLE, run_pipeline
 from sparsify.passes.gating import Gating
 
 
@@ -190,8 +188,7 @@ def test_exact_zeros_lose_nothing(portable, calibration, apply, targets):
 
 
 def test_language_models_are_gated_in_decode(tiny_lm):
-    model = tiny_lm.MODELS["llama"]()
-    programs = run_pipeline(import_causal_lm(model), PORTABLE).programs
+    programs = tiny_lm.portable_programs("llama")
     calibration = sparsify.Calibration([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8]])
     result = sparsify.Teal(0.5, calibration).run(programs, PassContext())
     gates = {

@@ -37,25 +37,41 @@ static inline void *npy_read_file(const char *path, size_t alignment, size_t *by
   return data;
 }
 
+/* Whether a header names this type. Numbers of bfloat16 are bytes without a meaning to NumPy, which
+ * writes them as '<V2' from ml_dtypes, and as '|V2' when it has read them. */
+static inline int npy_has_type(const char *header, const char *type) {
+  const char *at = strstr(header, "'descr':");
+  if (!at) return 0;
+  at += strlen("'descr':");
+  at += strspn(at, " ");
+  return at[0] == '\'' && (at[1] == type[0] || (at[1] == '|' && type[1] == 'V')) &&
+         !strncmp(at + 2, type + 1, 2) && at[4] == '\'';
+}
+
 /* NULL, or what is wrong. */
 static inline const char *npy_read(const char *path, const sparsify_spec *spec,
                                    sparsify_tensor *tensor) {
   FILE *file = fopen(path, "rb");
-  unsigned char start[10];
+  unsigned char start[12] = {0};
   char header[4096], *at;
   size_t length, bytes = sparsify_item_bytes(spec->dtype);
   if (!file) return "cannot be read";
-  if (fread(start, 1, 10, file) != 10 || memcmp(start, "\x93NUMPY\x01", 7) != 0) {
+  if (fread(start, 1, 10, file) != 10 || memcmp(start, "\x93NUMPY", 6) != 0 || start[6] < 1 ||
+      start[6] > 3 || (start[6] > 1 && fread(start + 10, 1, 2, file) != 2)) {
     fclose(file);
-    return "is no .npy file of version 1";
+    return "is no .npy file of version 1 to 3";
   }
-  length = start[8] + 256u * start[9];
-  if (length >= sizeof header || fread(header, 1, length, file) != length) {
+  length = start[8] | (size_t)start[9] << 8 | (size_t)start[10] << 16 | (size_t)start[11] << 24;
+  if (length >= sizeof header) {
+    fclose(file);
+    return "has too long a header";
+  }
+  if (fread(header, 1, length, file) != length) {
     fclose(file);
     return "is cut short";
   }
   header[length] = 0;
-  if (!strstr(header, npy_types[spec->dtype]) || strstr(header, "'fortran_order': True")) {
+  if (!npy_has_type(header, npy_types[spec->dtype]) || strstr(header, "'fortran_order': True")) {
     fclose(file);
     return "has another type than the input, or is stored by columns";
   }

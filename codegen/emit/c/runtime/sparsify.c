@@ -37,6 +37,8 @@ size_t sparsify_item_bytes(sparsify_dtype dtype) { return types[dtype].bits / 8;
 static _Thread_local const sparsify_entry *running;
 static _Thread_local size_t scratch_used;
 
+static const char NOT_INITIALISED[] = " was not initialised";
+
 const char *sparsify_last_error(void) { return message; }
 char *sparsify_message(void) { return message; }
 
@@ -60,13 +62,18 @@ int sparsify_check_weights(const void *weights, size_t bytes, const void *identi
   return SPARSIFY_OK;
 }
 
-int sparsify_clear_state(void *memory, size_t bytes, size_t expected_bytes) {
+int sparsify_begin_state(void *memory, size_t bytes, size_t expected_bytes, const void *weights,
+                         const sparsify_initial *initial, int count) {
   if (!memory) return fail(SPARSIFY_NULL, "the memory of the state", NULL, " is null");
   if (misaligned(memory))
     return fail(SPARSIFY_MISALIGNED, "the memory of the state", NULL, " is misaligned");
   if (bytes < expected_bytes)
     return fail(SPARSIFY_WRONG_SIZE, "the memory of the state", NULL, " is too small");
+  if (count && !weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, NOT_INITIALISED);
   memset(memory, 0, expected_bytes);
+  for (int i = 0; i < count; ++i)
+    memcpy((uint8_t *)memory + initial[i].state, (const uint8_t *)weights + initial[i].weights,
+           initial[i].bytes);
   return SPARSIFY_OK;
 }
 
@@ -131,11 +138,12 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
                  size_t workspace_bytes) {
   Run run = {entry, weights, inputs, outputs, NULL, workspace, {0}};
   if (!entry) return fail(SPARSIFY_NULL, "the entry", NULL, " does not exist");
-  if (!weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, " was not initialised");
-  if (!inputs || !outputs) return fail(SPARSIFY_NULL, "inputs or outputs", NULL, " are null");
+  if (!weights) return fail(SPARSIFY_NOT_READY, "the model", NULL, NOT_INITIALISED);
+  if ((!inputs && entry->input_count) || (!outputs && entry->output_count))
+    return fail(SPARSIFY_NULL, "inputs or outputs", NULL, " are null");
   if (entry->state_bytes) {
     if (!state) return fail(SPARSIFY_NULL, "the state", NULL, " is null");
-    if (!*state) return fail(SPARSIFY_NOT_READY, "the state", NULL, " was not initialised");
+    if (!*state) return fail(SPARSIFY_NOT_READY, "the state", NULL, NOT_INITIALISED);
     run.state = *state;
   }
   if (!workspace && entry->workspace_bytes)
@@ -149,7 +157,7 @@ int sparsify_run(const sparsify_entry *entry, const void *weights, const sparsif
   if (status) return status;
   running = entry;
   scratch_used = 0; /* a kernel that failed outside of its tasks gave nothing back */
-  for (int i = 0; i < entry->call_count; ++i)
+  for (uint32_t i = 0; i < entry->call_count; ++i)
     if (call(&run, &entry->calls[i]) != 0) return SPARSIFY_KERNEL_FAILED;
   return SPARSIFY_OK;
 }

@@ -105,7 +105,8 @@ typedef struct {
 typedef struct sparsify_entry {
   const char *name;
   const sparsify_spec *inputs, *outputs;
-  uint16_t input_count, output_count, call_count;
+  uint16_t input_count, output_count;
+  uint32_t call_count;
   const sparsify_value *values; /* those of inputs first, then those of outputs */
   const int32_t *sizes;         /* a size, or -1 - its place among those computed at run time */
   const uint16_t *operands;
@@ -128,8 +129,14 @@ static inline int64_t sparsify_max(int64_t a, int64_t b) { return a > b ? a : b;
 int sparsify_check_weights(const void *weights, size_t bytes, const void *identity,
                            size_t expected_bytes);
 
-/* Whether a state can lie there; if so, it is emptied: all zero. */
-int sparsify_clear_state(void *memory, size_t bytes, size_t expected_bytes);
+/* A tensor of the state that is not zero at first: offsets in the state and in the weights. */
+typedef struct {
+  size_t state, weights, bytes;
+} sparsify_initial;
+
+/* Gives a state its first values, if it can lie there: zero but for `count` tensors. */
+int sparsify_begin_state(void *memory, size_t bytes, size_t expected_bytes, const void *weights,
+                         const sparsify_initial *initial, int count);
 
 /* `entry` may be null, for one that does not exist: an error as any other.
  * `state` points to the address of the state, and is not read for an entry without one. */
