@@ -26,7 +26,7 @@ from pathlib import Path
 import tvm
 from tvm import tirx
 
-from sparsify.codegen.compaction import COMPACTION
+from sparsify.codegen.compaction import LEFT_OUT
 from sparsify.codegen.emit.symbols import Symbols
 from sparsify.codegen.target import Target
 
@@ -107,7 +107,7 @@ def compile_object(
 def _run_worker(module: str, target: Target, path: Path) -> None:
     # -P: the worker's own folder is no place to import from.
     spec = json.dumps(dict(target.spec))
-    command = [sys.executable, "-P", str(_WORKER), spec, str(path), COMPACTION]
+    command = [sys.executable, "-P", str(_WORKER), spec, str(path), *LEFT_OUT]
     done = subprocess.run(command, input=module, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return

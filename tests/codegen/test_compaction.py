@@ -13,13 +13,16 @@ from tvm_ffi import structural_equal
 from tvm_ffi.structural import structural_walk
 
 from sparsify.codegen.build import kernel_passes
-from sparsify.codegen.compaction import COMPACTION, compact_buffers, without_compaction
+from sparsify.codegen.compaction import COMPACTION, LEFT_OUT, compact_buffers, without_compaction
 from sparsify.codegen.kernels.cpu.bitmap import BitmapLinear
+from sparsify.codegen.kernels.cpu.column_tiles import ColumnTilesLinear
+from sparsify.codegen.kernels.cpu.dense import DenseLinear
 from sparsify.codegen.kernels.cpu.epilogue import Epilogue
+from sparsify.codegen.kernels.cpu.sell import SellLinear
 from sparsify.codegen.lower import lower
 from sparsify.codegen.target import Target
 from sparsify.frontend.torch import import_torch
-from sparsify.layouts import Bitmap
+from sparsify.layouts import Bitmap, DenseColumns, PackedDense, Sell
 
 TARGET = Target.parse("x86-avx2")
 
@@ -73,3 +76,23 @@ def test_tvm_has_the_pass_and_leaves_it_out(context: Callable[[], Any]) -> None:
         tvm.compile(tvm.IRModule({kernel.name: kernel.build()}), target=TARGET.tvm())
     assert "tirx.UnrollLoop" in seen
     assert (COMPACTION in seen) == (context is tvm.transform.PassContext)
+    assert seen.isdisjoint(LEFT_OUT) == (context is without_compaction)
+
+
+KERNELS: list[Any] = [
+    BitmapLinear(TARGET.isa, 9, 33, Bitmap(1, 32), Epilogue(True, "gelu", True), 4),
+    ColumnTilesLinear(TARGET.isa, 33, 17, DenseColumns(16), Epilogue(), 4),
+    DenseLinear(TARGET.isa, 17, 9, PackedDense(6), Epilogue(True), 2, 2, 4),
+    SellLinear(TARGET.isa, 31, 15, Sell(8, 7, 16), Epilogue(True, "silu"), 2, 2),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_what_is_left_out_changes_no_kernel(kernel: Any) -> None:
+    bind = tvm.tirx.transform.BindTarget(TARGET.tvm().with_host(TARGET.tvm()))
+    module = bind(tvm.IRModule({kernel.name: kernel.build()}))
+    pipeline, _, _ = tvm.tirx.get_default_tir_pipeline(TARGET.tvm())
+    with tvm.transform.PassContext(disabled_pass=[COMPACTION]):
+        whole = pipeline(module)
+    with without_compaction():
+        assert structural_equal(pipeline(module), whole)
