@@ -9,15 +9,14 @@ import torch
 import sparsify
 from sparsify import ops
 from sparsify.calibration import Calibration
-from sparsify.frontend.causal_lm import import_causal_lm
 from sparsify.ops import PAGE, CacheShape
-from sparsify.passes import PORTABLE, run_pipeline
+from sparsify.passes import run_pipeline
 from sparsify.passes.attention_trust import BudgetError
 from sparsify.passes.graph import arguments
 from sparsify.program import ProgramSet
 from tests.passes.test_select_blocks import logits
 from tests.passes.test_select_pages import calls
-from tests.tiny_lm import MODELS, prompts
+from tests.tiny_lm import MODELS, portable_programs, prompts
 
 TEXTS = Calibration([torch.arange(200) * 7 % 61])
 SMALL: dict[str, Any] = {"keys": 16, "sinks": 16, "recent": 0}
@@ -113,7 +112,7 @@ def test_each_head_gets_the_pattern_that_it_was_made_for(looks: tuple[str, ...])
 
 @pytest.fixture(scope="module")
 def llama() -> ProgramSet:
-    return run_pipeline(import_causal_lm(MODELS["llama"]()), PORTABLE).programs
+    return portable_programs("llama")
 
 
 def test_prefill_selects_by_patterns_and_decode_does_not(llama: ProgramSet) -> None:
