@@ -347,7 +347,14 @@ def test_a_compiled_model_shows_the_decisions_for_its_target(tmp_path: Path) -> 
 
 
 def fraction(density: float) -> Callable[[int, int], torch.Tensor]:
-    return lambda rows, columns: torch.randn(rows, columns) * (torch.rand(rows, columns) < density)
+    """Matrices of exactly so many nonzeros."""
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        values = torch.randn(rows * columns)
+        values[torch.randperm(len(values))[round(density * len(values)) :]] = 0
+        return values.view(rows, columns)
+
+    return matrix
 
 
 @pytest.mark.parametrize(
