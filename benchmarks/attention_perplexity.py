@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from benchmarks.attention_patterns import PATTERNS
 from benchmarks.attention_quality import BLOCK, DYNAMIC, blocks_of
 from benchmarks.checkpoints import SMOLLM2
 from benchmarks.editorials import token_windows
-from benchmarks.records import Record, Records, table
+from benchmarks.records import Record, Records, add_output, table
 from sparsify import ops
 from sparsify.bench import threads
 from sparsify.calibration import Calibration
@@ -116,11 +115,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keys", type=int, default=BLOCK, help="of a block that is selected")
     parser.add_argument("--densities", type=int, nargs="+", default=(10, 25, 50))
     parser.add_argument("--window", type=int, default=2048, help="tokens of the text")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="add the records to this file, and skip those that it has, of equal options",
-    )
+    add_output(parser)
     return parser.parse_args(arguments)
 
 

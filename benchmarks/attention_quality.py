@@ -22,7 +22,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ import sparsify
 from benchmarks.checkpoints import SMOLLM2
 from benchmarks.editorials import rated, token_windows
 from benchmarks.needles import ANSWER, Needle, needles
-from benchmarks.records import Record, Records, table
+from benchmarks.records import Record, Records, add_output, table
 from sparsify.bench import threads
 from sparsify.calibration import Calibration
 from sparsify.generation import CompiledCausalLM
@@ -130,11 +129,11 @@ def prefill(
     density = given.density / 100
     for name in names:
         hits, before = [], None
+        recipe: Any = None
+        if name in DYNAMIC:
+            recipe = blocks_of(name, density, given.keys, tokenizer)
         for needle in every:
-            recipe = None
-            if name in DYNAMIC:
-                recipe = blocks_of(name, density, given.keys, tokenizer)
-            elif name in STATIC:
+            if name in STATIC:
                 blocks = -(-needle.prompt.shape[1] // BLOCK)
                 recipe = sparsify.PatternAttention(fitting(STATIC[name], blocks, density))
             if not hits or recipe != before:
@@ -192,11 +191,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keys", type=int, default=BLOCK, help="of a block that is selected")
     parser.add_argument("--budget", type=int, default=512, help="tokens that a step reads")
     parser.add_argument("--steps", type=int, default=512, help="of which decode's perplexity is")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="add the records to this file, and skip those that it has, of equal options",
-    )
+    add_output(parser)
     return parser.parse_args(arguments)
 
 

@@ -57,6 +57,15 @@ class Records:
                 file.write(json.dumps({**record, "options": self.options}) + "\n")
 
 
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The option that `Records.of` reads."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="add the records to this file, and skip those that it has, of equal options",
+    )
+
+
 def table(found: list[Record]) -> Table:
     """Records of one part, a row each."""
     made = Table(title=found[0]["part"], title_justify="left")

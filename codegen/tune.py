@@ -212,12 +212,11 @@ class TunedCostModel:
         generator = torch.Generator().manual_seed(0)
         packed = {layout: layout.pack(job.weight.detach()) for layout in job.layouts}
         found: dict[Layout, list[float]] = {layout: [] for layout in job.layouts}
+        resident = self.predicted.resident
         for count in job.tokens:
             x = torch.randn(count, job.shape[1], generator=generator)
             calls = {
-                trial.layout: library.bind(trial, packed[trial.layout], x, self.predicted.resident)[
-                    0
-                ]
+                trial.layout: library.bind(trial, packed[trial.layout], x, resident)[0]
                 for trial in job.trials()
                 if trial.tokens == count
             }

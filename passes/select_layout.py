@@ -218,19 +218,18 @@ class SelectLayout:
             return times.dense, f"{nonzero}: no sparse layout fits: {why}"
         dense_time, sparse_time = times.of(times.dense), times.of(times.sparse)
         count = _tokens([n for counts in times.tokens.values() for n in counts])
-        slower = times.slower_at(times.sparse)
-        if sparse_time < dense_time and slower is not None:
+        if sparse_time < dense_time:
+            how = _how(times, dict.fromkeys(times.tokens, times.sparse))
+            slower = times.slower_at(times.sparse)
+            if slower is None:
+                gain = f"{dense_time / sparse_time:.1f}x faster than dense"
+                return times.sparse, f"{nonzero}: {times.sparse.name} {how} {gain} at {count}"
             longer = times.of_form(times.sparse, slower) / times.of_form(times.dense, slower)
             where = _tokens(times.tokens[slower])
-            how = _how(times, dict.fromkeys(times.tokens, times.sparse))
             return times.dense, (
                 f"{nonzero}: dense, since {times.sparse.name} is {how} to take {longer:.2f} of its "
                 f"time at {where}, and both together take too many bytes"
             )
-        if sparse_time < dense_time:
-            how = _how(times, dict.fromkeys(times.tokens, times.sparse))
-            gain = f"{dense_time / sparse_time:.1f}x faster than dense"
-            return times.sparse, f"{nonzero}: {times.sparse.name} {how} {gain} at {count}"
         if times.stats.density == 1.0:
             return times.dense, f"{nonzero}: dense is the fastest layout"
         how = _how(times, dict.fromkeys(times.tokens, times.dense))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvm.tirx.script.builder import ir as T
 
@@ -15,7 +15,6 @@ from sparsify.codegen.kernels.cpu.simd import Expr, Tensor, bind, choose, requir
 from sparsify.selectors import PATTERNS, BlockScoring
 
 if TYPE_CHECKING:
-    from sparsify.codegen.kernels.cpu.paged_cache import CacheOperands
     from sparsify.codegen.kernels.cpu.select_blocks import SelectBlocks
 
 _BY_SCORING: dict[BlockScoring | None, type[BlockWeights]] = {
@@ -29,20 +28,11 @@ _MEMBERS = [_BY_SCORING[pattern.scoring] for pattern in PATTERNS.values()]
 class HeadPatternWeights(BlockWeights):
     """Each head is weighed by one member, and no other member looks at its queries or keys."""
 
-    def __init__(
-        self,
-        spec: SelectBlocks,
-        cache: CacheOperands,
-        query: Expr,
-        keys: Expr,
-        tensor: Expr,
-        columns: Expr,
-    ) -> None:
-        super().__init__(spec, cache, query, keys, tensor, columns)
+    def __init__(self, *operands: Any) -> None:
+        super().__init__(*operands)
         self.names = [self._names(number) for number in range(len(_MEMBERS))]
         self.members = [
-            member(spec, cache, query, keys, tensor, columns, names)
-            for member, names in zip(_MEMBERS, self.names, strict=True)
+            member(*(*operands, names)) for member, names in zip(_MEMBERS, self.names, strict=True)
         ]
 
     @classmethod

@@ -6,7 +6,7 @@ round s, lanes and vectors whose index differs in bit s swap.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,8 @@ class ToLanes:
                 Tensor("y", (groups, self.features, LANES)),
             )
             with T.parallel(groups) as group:
-                for part in range(self.isa.vectors_per_group):
-                    first = bind(group * LANES + part * width)
-
-                    def place(feature: Expr, part: int = part) -> Expr:
-                        return (group * self.features + feature) * LANES + part * width
-
+                base = group * self.features * LANES
+                for first, place in vectors(group, LANES, width, base):
                     enter(x, y, width, (first, tokens), self.features, place)
         return result[0]
 
@@ -80,15 +76,31 @@ class FromLanes:
                 Tensor("y", (tokens, self.features)),
             )
             with T.parallel(T.floordiv(tokens + (LANES - 1), LANES)) as group:
-                for part in range(self.isa.vectors_per_group):
-                    first = bind(group * LANES + part * width)
-
-                    def place(feature: Expr, part: int = part) -> Expr:
-                        return (group * self.features + feature) * LANES + part * width
-
-                    everything = T.int64(0), T.int64(self.features)
+                base = group * self.features * LANES
+                everything = T.int64(0), T.int64(self.features)
+                for first, place in vectors(group, LANES, width, base):
                     leave(x, y, width, (first, tokens), self.features, place, everything)
         return result[0]
+
+
+Place = Callable[[Expr], Expr]
+"""The offset of a feature's vector."""
+
+
+def vectors(run: Expr, tokens: int, width: int, base: Expr) -> Iterator[tuple[Expr, Place]]:
+    """The vectors of ``width`` lanes that hold a run of tokens, features above: the first token of
+    each, and its places.
+
+    Args:
+        run: its number; all have so many ``tokens``.
+        base: the offset of its first feature.
+    """
+    for part in range(0, tokens, width):
+
+        def place(feature: Expr, part: int = part) -> Expr:
+            return base + feature * tokens + part
+
+        yield bind(run * tokens + part), place
 
 
 def enter(
@@ -97,7 +109,7 @@ def enter(
     width: int,
     place_of: tuple[Expr, Expr],
     features: Expr | int,
-    place: Callable[[Expr], Expr],
+    place: Place,
 ) -> None:
     """Rows of tokens, to vectors of a feature each; lanes without a token become zero.
 
@@ -130,7 +142,7 @@ def leave(
     width: int,
     place_of: tuple[Expr, Expr],
     features: Expr | int,
-    place: Callable[[Expr], Expr],
+    place: Place,
     run: tuple[Expr, Expr],
 ) -> None:
     """The way back, for a run of features: where it begins, and how many they are."""

@@ -9,14 +9,13 @@ A nonzero takes one broadcast and one multiply-add, however many of the eight to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tvm.tirx.script.builder import ir as T
 
 from sparsify.codegen.isa import Isa
 from sparsify.codegen.kernels.cpu.lane_linear import LaneSums
-from sparsify.codegen.kernels.cpu.lanes import enter, leave
+from sparsify.codegen.kernels.cpu.lanes import enter, leave, vectors
 from sparsify.codegen.kernels.cpu.sell import SellTiles
 from sparsify.codegen.kernels.cpu.simd import Expr, WideTile, bind
 
@@ -67,7 +66,7 @@ class EightTokens(LaneSums, SellTiles):
         self.tiles = bind(tiles)
         with T.If(tokens > 1), T.Then(), T.serial(self.tiles) as tile:
             base = bind(self.wide.base(tile, self.in_features))
-            for first, place in self._vectors(tile, base):
+            for first, place in vectors(tile, TOGETHER, self.isa.vector, base):
                 enter(rows_x, self.x, self.isa.vector, (first, tokens), self.in_features, place)
 
     def run(self, chunk: Expr, chunks: Expr, row: Expr, rows: Expr) -> None:
@@ -78,17 +77,8 @@ class EightTokens(LaneSums, SellTiles):
             first_row = bind(y_base + self.y_first * TOGETHER)
             with T.serial(chunks) as i:
                 self.task(self.wide, bind(chunk + i), x_base, first_row)
-            for first, place in self._vectors(tile, y_base):
+            for first, place in vectors(tile, TOGETHER, self.isa.vector, y_base):
                 leave(
                     self.y, self.rows_y, self.isa.vector, (first, self.tokens), self.y_features,
                     place, (bind(row + self.y_first), rows),
                 )  # fmt: skip
-
-    def _vectors(self, tile: Expr, base: Expr) -> Iterator[tuple[Expr, Callable[[Expr], Expr]]]:
-        """The vectors of a tile: their first tokens, and the place of each feature."""
-        for part in range(0, TOGETHER, self.isa.vector):
-
-            def place(feature: Expr, part: int = part) -> Expr:
-                return base + feature * TOGETHER + part
-
-            yield bind(tile * TOGETHER + part), place

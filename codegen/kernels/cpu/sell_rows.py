@@ -53,45 +53,29 @@ class SellRowsLinear:
         return _Emitter(self, self.layout.window).build()
 
 
-class SellRowSums:
-    """Emits the sums of runs of row groups for all tokens.
-
-    Attributes:
-        y_first: where the features of a token of ``y`` begin.
-        ragged: the last group may have slots without a row, whose output is -1.
-    """
+class SellRowSums(EightTokens):
+    """Emits the sums of runs of row groups, of one token by gathers."""
 
     def __init__(self, isa: Isa, rows: int, ragged: bool, y_first: int = 0) -> None:
+        super().__init__(isa, rows, ragged, y_first)
         self.one = GatheredSums(isa, rows, ragged, y_first)
-        self.several = EightTokens(isa, rows, ragged, y_first)
 
-    def set_sizes(
-        self,
-        features: tuple[Expr | int, Expr | int],
-        k_block: Expr | int,
-        blocks: Expr | int,
-        groups: Expr | int,
-        chunk_groups: Expr | int,
-    ) -> None:
-        """As those of `SellTiles`."""
-        self.one.k_block, self.one.blocks, self.one.groups = k_block, blocks, groups
-        self.several.set_sizes(features, k_block, blocks, groups, chunk_groups)
-
-    def prepare(self, x: Expr, packed: Sequence[Expr], y: Expr, tokens: Expr) -> None:
-        """Is given the operands, where the function begins: it takes scratch."""
-        self.tokens = tokens
-        for sums in (self.one, self.several):
+    def take(self, x: Expr, packed: Sequence[Expr], y: Expr, tokens: Expr) -> None:
+        """Is given the operands, where the function begins, after the sizes: it takes scratch."""
+        one = self.one
+        one.x, one.y = x, y
+        one.k_block, one.blocks, one.groups = self.k_block, self.blocks, self.groups
+        for sums in (one, self):
             sums.starts, sums.outputs, sums.columns, sums.values = packed
-        self.one.x, self.one.y = x, y
-        self.several.prepare(x, y, tokens)
+        self.prepare(x, y, tokens)
 
     def run(self, chunk: Expr, chunks: Expr, row: Expr, rows: Expr) -> None:
-        """Stores all sums of some chunks of row groups, which are those of a run of rows."""
+        several = super().run
         choose(
             True,
             self.tokens == 1,
             lambda: self.one.run(row, rows),
-            lambda: self.several.run(chunk, chunks, row, rows),
+            lambda: several(chunk, chunks, row, rows),
         )
 
 
@@ -107,7 +91,7 @@ class _Emitter(RowKernel):
         self.both = SellRowSums(spec.isa, layout.rows, spec.out_features % layout.rows != 0)
         blocks, groups = layout.blocks(spec.in_features), layout.groups(spec.out_features)
         self.both.set_sizes(shape, layout.k_block, blocks, groups, layout.window // layout.rows)
-        self.both.prepare(self.x, packed, self.y, self.tokens)
+        self.both.take(self.x, packed, self.y, self.tokens)
 
     def sums(self, first: Expr, units: Expr, row: Expr, rows: Expr) -> None:
         self.both.run(first, units, row, rows)

@@ -67,7 +67,7 @@ class GeneralSellRows:
             blocks, groups = ceil_div(in_features, k_block), ceil_div(out_features, self.rows)
             shape = out_features, in_features
             sums.set_sizes(shape, k_block, blocks, groups, chunk_groups)
-            sums.prepare(x, packed, y, tokens)
+            sums.take(x, packed, y, tokens)
             with T.parallel(ceil_div(groups, chunk_groups)) as chunk:
                 row = bind(chunk * chunk_groups * self.rows)
                 rows = bind(T.min(chunk_groups * self.rows, out_features - row))
