@@ -36,19 +36,36 @@ from sparsify.bench import threads
 from sparsify.calibration import Calibration
 from sparsify.generation import CompiledCausalLM
 from sparsify.generation.paged_cache import PagedCache
-from sparsify.patterns import Pattern, Strided, WindowSinks
+from sparsify.patterns import (
+    Dilated,
+    Lines,
+    Pattern,
+    PowersOfTwo,
+    Sharded,
+    Strided,
+    WindowSinks,
+)
 
 BLOCK = 64
+HEADS = 9
+"""Query heads of a layer of the model."""
 DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "pooled_blocks": lambda _: sparsify.PooledBlocks,
     "flex_prefill": lambda _: sparsify.FlexPrefill,
     "vertical_slash": lambda _: sparsify.VerticalSlash,
     "minference": lambda tokenizer: partial(sparsify.MInference, calibration=facts(tokenizer)),
+    "seer_attention": lambda tokenizer: partial(
+        sparsify.SeerAttention, calibration=facts(tokenizer)
+    ),
 }
 """Recipes of prompts by their densities; of a tokenizer, as some are calibrated on texts."""
 STATIC: dict[str, Callable[[int], Pattern]] = {
     "window_sinks": lambda size: WindowSinks(size, 1),
     "strided": lambda size: Strided(size, 8),
+    "dilated": lambda size: Dilated(4, size),
+    "powers_of_two": lambda size: PowersOfTwo(size, 1),
+    "lines": lambda size: Lines((0, 4, 8), tuple(range(size))),
+    "sharded": lambda size: Sharded(8, size),
 }
 """Patterns by a size, the more the denser."""
 DECODE: dict[str, Callable[[int, Calibration], Any]] = {
@@ -65,12 +82,14 @@ _SEARCHED = (1000, 2000)
 
 
 def fitting(make: Callable[[int], Pattern], blocks: int, density: float) -> Pattern:
-    """The densest of a kind that reads at most that share of the blocks that causality shows."""
+    """The densest of a kind that reads at most that share of the blocks that causality shows, the
+    sparsest where all read more."""
     visible = blocks * (blocks + 1) / 2
     found = make(1)
     for size in range(2, blocks):
         pattern = make(size)
-        if float(pattern.marks(blocks, 1).tril().sum()) / visible > density:
+        kept = pattern.marks(blocks, HEADS).tril().sum((1, 2))
+        if float(kept.float().mean()) > density * visible:
             break
         found = pattern
     return found
