@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import fx
@@ -43,14 +44,14 @@ class MInference(BlockSelection):
     The patterns are ``a_shape`` (the first and the nearest blocks), ``vertical_slash`` (where and
     at whose distance the latest queries look) and ``block_sparse`` (by mean queries and mean keys).
     All are measured at the same density on the attention of the model as it is, so that what other
-    layers leave out has no say; of equal ones the cheapest is taken, in this order. A search sees
-    only what its texts need: heads that fetch single facts from afar show it on texts with such.
+    layers leave out has no say; of equal ones the cheapest is taken, in this order. What counts is
+    the output of each text's last tokens, so texts should end with what needs their beginning, as a
+    question does: on all tokens the patterns for what is near win, which do not retrieve.
 
     Attributes:
         patterns: by layer, the name of each query head's pattern; without them they are searched on
             ``calibration`` when the model is compiled. `BlockSelection` has the others.
-        chunk: tokens of a text that are selected for together in the search, a multiple of 64, as
-            prompts come in chunks to prefill: of 512 tokens at most, of all rows together.
+        judged: tokens at the end of each text whose outputs are compared.
 
     Raises:
         TypeError, ValueError: naming the attribute; at compile time, for a model that has no cache,
@@ -63,7 +64,7 @@ class MInference(BlockSelection):
     """
 
     patterns: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    chunk: int = 512
+    judged: int = 64
 
     name = "minference"
     selector = HeadPatterns()
@@ -75,8 +76,8 @@ class MInference(BlockSelection):
                 "MInference: give calibration texts, on which the pattern of each head is "
                 "searched, or patterns that were"
             )
-        if self.chunk <= 0 or self.chunk % QUERIES:
-            raise ValueError(f"MInference: chunk={self.chunk} must be a multiple of {QUERIES}")
+        if self.judged < 1:
+            raise ValueError(f"MInference: judged={self.judged} must be at least 1")
         for layer, names in self.patterns.items():
             for name in names:
                 if name not in PATTERNS:
@@ -142,14 +143,16 @@ class MInference(BlockSelection):
             if self._unfit(self._site(layer), attended.options, context) is not None:
                 return
             layers[layer] = None
-            for first in range(0, tokens, self.chunk):
-                part = attended.part(first, min(first + self.chunk, tokens))
+            # As a prompt comes: in each chunk its own latest queries choose.
+            for first, end in pairwise(ops.chunk_bounds(tokens)):
+                last = self.judged - (tokens - end)
+                if last <= 0:
+                    continue
+                part = attended.part(first, end)
                 for name, trust in trusts.items():
                     selected = self._selected(part, name)
-                    block = (QUERIES, self.keys // ops.PAGE)
-                    observe_selection(
-                        trust, part, self._site, selected, block, float(self.skip_below)
-                    )
+                    block, skip = (QUERIES, self.keys // ops.PAGE), float(self.skip_below)
+                    observe_selection(trust, part, self._site, selected, block, skip, last)
 
         each_attention(prefill, self.calibration, visit)
         costs = {name: tuple(trust.heads()) for name, trust in trusts.items()}

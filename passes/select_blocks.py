@@ -49,7 +49,8 @@ class BlockSelection(GraphPass):
     Attributes:
         density: share of the visible blocks that is read, at most; those with the first and the
             latest tokens are always read.
-        keys: of a block, a multiple of 16.
+        keys: of a block, a multiple of 16. Smaller ones miss less of what a single query looks for,
+            and take as long.
         sinks, recent: tokens that are always read, from the first and before the latest, rounded up
             to blocks.
         skip_below: a selected block is skipped, before its values are read, by a tile of queries
@@ -70,9 +71,9 @@ class BlockSelection(GraphPass):
     """
 
     density: float = 0.25
-    keys: int = 64
-    sinks: int = 64
-    recent: int = 64
+    keys: int = 16
+    sinks: int = 16
+    recent: int = 16
     skip_below: float = 0.0
     sites: tuple[str, ...] = ("*",)
     skip: tuple[str, ...] = ()

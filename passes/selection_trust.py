@@ -1,7 +1,8 @@
 """What selections of pages and of blocks cost each head, on the texts of a calibration.
 
-Blocks are selected in prefill, which runs as it was rewritten. Pages are selected for single
-tokens, so the last tokens of each text stand for those that would be generated.
+Blocks are selected in prefill, which runs as it was rewritten, in chunks as long prompts do. Pages
+are selected for single tokens, so the last tokens of each text stand for those that would be
+generated.
 """
 
 from __future__ import annotations
@@ -59,9 +60,16 @@ class Attended:
 
 
 def each_attention(
-    program: Program, calibration: Calibration, visit: Callable[[Attended], None]
+    program: Program,
+    calibration: Calibration,
+    visit: Callable[[Attended], None],
+    in_chunks: bool = False,
 ) -> None:
-    """Runs prefill on all texts and shows each attention over the cache, as it comes."""
+    """Runs prefill on all texts and shows each attention over the cache, as it comes.
+
+    Args:
+        in_chunks: as in `Calibration.run`; a chunk's queries attend to the tokens before it too.
+    """
     attentions = [n for n in program.graph.nodes if n.target == ops.paged_attention.overload]
     appends = {
         arguments(node)["layer"]: arguments(node)
@@ -69,6 +77,7 @@ def each_attention(
         if node.target == ops.kv_append.overload
     }
     values: dict[fx.Node, torch.Tensor] = {}
+    cached: dict[fx.Node, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def watch(node: fx.Node, result: torch.Tensor) -> None:
         values[node] = result
@@ -88,6 +97,10 @@ def each_attention(
             .transpose(0, 1)
             for source, start, count in parts
         )
+        if node in cached:
+            pairs = zip(cached[node], (key, value), strict=True)
+            key, value = (torch.cat(pair, 1) for pair in pairs)
+        cached[node] = (key, value)
         visit(Attended(options, query, key, value, None if chosen is None else values[chosen][0]))
 
     watched = set(attentions)
@@ -96,7 +109,9 @@ def each_attention(
         append = appends[options["layer"]]
         operands = (options["query"], append["key"], append["value"], options["selected"])
         watched |= {operand for operand in operands if operand is not None}
-    calibration.run(program, watch, watched)
+    for text in calibration.batches:
+        cached.clear()
+        Calibration([text]).run(program, watch, watched, in_chunks)
 
 
 def block_trust(
@@ -111,7 +126,7 @@ def block_trust(
             block = attended.options["block"]
             observe_selection(trust, attended, name, attended.selected, block, skip)
 
-    each_attention(program, calibration, visit)
+    each_attention(program, calibration, visit, in_chunks=True)
     return trust
 
 
@@ -165,8 +180,13 @@ def observe_selection(
     selected: torch.Tensor,
     block: object,
     skip: object = 0.0,
+    last: int | None = None,
 ) -> None:
-    """Adds one attention that reads ``selected`` blocks of so many queries and pages."""
+    """Adds one attention that reads ``selected`` blocks of so many queries and pages.
+
+    Args:
+        last: only so many of its queries count, the last ones.
+    """
     assert isinstance(block, Sequence)
     options, total = attended.options, attended.key.shape[1]
     count = attended.query.shape[1]
@@ -176,13 +196,14 @@ def observe_selection(
     kept = seen_blocks(selected, count, total, block)
     kept = kept.repeat_interleave(heads // len(kept), 0)
     visible = torch.arange(total) <= torch.arange(total - count, total)[:, None]
+    judged = slice(0 if last is None else max(count - last, 0), None)
     trust.observe(
         name(layer),
-        attended.query,
+        attended.query[:, judged],
         attended.key,
         attended.value,
-        kept[None],
-        visible,
+        kept[None, :, judged],
+        visible[judged],
         scale=scale,
         softcap=cap,
         skip=skip,

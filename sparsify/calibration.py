@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree
 
-from sparsify.ops import PAGE, CacheShape
+from sparsify.ops import PAGE, CacheShape, chunk_bounds
 from sparsify.program import Program
 
 Watch = Callable[[fx.Node, torch.Tensor], None]
@@ -60,24 +61,36 @@ class Calibration:
                 total.update(repr(leaf).encode())
         return total.hexdigest()
 
-    def run(self, program: Program, watch: Watch, nodes: Iterable[fx.Node]) -> list[Any]:
+    def run(
+        self, program: Program, watch: Watch, nodes: Iterable[fx.Node], in_chunks: bool = False
+    ) -> list[Any]:
         """Runs all batches eagerly; returns the outputs, flat, of each.
 
         Args:
             program: one that takes these inputs: the entry ``prefill`` of a language model,
                 which then runs each text in an empty cache.
             watch: sees the results of ``nodes``, which it must not change.
+            in_chunks: a text comes as a long prompt does, cut by `chunk_bounds`, and not at once;
+                the outputs are those of its last chunk.
         """
         watcher = _Watcher(program, watch, frozenset(nodes))
+        outputs = []
         with torch.no_grad():
-            return [watcher.call(*self._inputs(program, batch)) for batch in self.batches]
+            for batch in self.batches:
+                for args, kwargs in self._calls(program, batch, in_chunks):
+                    output = watcher.call(args, kwargs)
+                outputs.append(output)
+        return outputs
 
-    def _inputs(self, program: Program, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _calls(
+        self, program: Program, batch: Any, in_chunks: bool
+    ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         if program.state():
-            return _prompt(program, batch)
-        if isinstance(batch, Mapping):
-            return (), dict(batch)
-        return batch, {}
+            yield from _prompt(program, batch, in_chunks)
+        elif isinstance(batch, Mapping):
+            yield (), dict(batch)
+        else:
+            yield batch, {}
 
 
 def as_calibration(who: str, value: object) -> Calibration | None:
@@ -157,8 +170,8 @@ def _arguments(batch: Any) -> Any:
 
 
 def _prompt(
-    program: Program, batch: Any
-) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    program: Program, batch: Any, in_chunks: bool
+) -> Iterator[tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]]:
     """A text as the arguments of ``prefill``: one row, in an empty cache that just holds it."""
     ids = batch[0] if isinstance(batch, tuple) and len(batch) == 1 else None
     if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
@@ -171,16 +184,17 @@ def _prompt(
     width = -(-len(ids) // PAGE)
     cache = CacheShape(int(layers), int(kv_heads), int(head_dim)).zeros(width)
     given = {
-        "input_ids": ids[None],
         "pages": torch.arange(width, dtype=torch.int32)[None],
-        "starts": torch.zeros(1, dtype=torch.int64),
-        "counts": torch.tensor([len(ids)]),
         "keys": cache[0],
         "values": cache[1],
     }
+    of_chunk = ("input_ids", "starts", "counts")
     beside = {
         name: torch.zeros(int(layers), width, *map(int, node.meta["val"].shape[2:]))
         for name, node in names.items()
-        if name not in given
+        if name not in (*given, *of_chunk)
     }
-    return tuple(given[name] for name in names if name in given), beside
+    for first, end in pairwise(chunk_bounds(len(ids)) if in_chunks else (0, len(ids))):
+        part = (ids[None, first:end], torch.tensor([first]), torch.tensor([end - first]))
+        call = {**given, **dict(zip(of_chunk, part, strict=True))}
+        yield tuple(call[name] for name in names if name in call), beside

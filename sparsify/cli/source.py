@@ -69,8 +69,9 @@ class Source:
             return
         from sparsify.export import export_c
         from sparsify.generation.causal_lm import cache_shape
-        from sparsify.generation.paged_cache import CHUNK_TOKENS, largest_shapes
+        from sparsify.generation.paged_cache import largest_shapes
         from sparsify.generation.text_settings import TextSettings
+        from sparsify.ops import CHUNK_TOKENS
         from sparsify.passes import SPECIALISE, pipeline_text
 
         programs = self.rewritten().programs

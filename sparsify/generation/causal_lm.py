@@ -11,12 +11,12 @@ import torch
 
 from sparsify.compiled import CompiledModel
 from sparsify.entry import Entry
-from sparsify.generation.paged_cache import CHUNK_TOKENS, PagedCache, largest_shapes
-from sparsify.generation.prompts import Prompts, chunk_bounds
+from sparsify.generation.paged_cache import PagedCache, largest_shapes
+from sparsify.generation.prompts import Prompts
 from sparsify.generation.sampling import Sampling
 from sparsify.generation.text_settings import TextSettings
 from sparsify.layouts import FEW_TOKENS
-from sparsify.ops import CacheShape
+from sparsify.ops import CHUNK_TOKENS, CacheShape, chunk_bounds
 from sparsify.report import Report
 
 if TYPE_CHECKING:

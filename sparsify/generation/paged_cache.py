@@ -23,11 +23,6 @@ _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """MAP_NORESERVE: address space only, of which any amount may be asked for."""
 
 
-CHUNK_TOKENS = 512
-"""Most tokens of one call of prefill, all rows together: more fall out of the second-level cache
-between one operator and the next, fewer read the weights too often."""
-
-
 class CacheFull(MemoryError):
     """A sequence outgrew what the cache was made for."""
 

@@ -1,4 +1,4 @@
-"""Prompts of different lengths as one batch, and where a long one is cut."""
+"""Prompts of different lengths as one batch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-
-from sparsify.block_mask import BLOCK
-from sparsify.generation.paged_cache import CHUNK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -68,14 +65,3 @@ class Prompts:
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = row
         return cls(ids, counts)
-
-
-def chunk_bounds(length: int, rows: int) -> list[int]:
-    """Where a prompt is cut, so that a call of prefill gets at most `CHUNK_TOKENS` of all rows.
-
-    Cuts are at whole blocks: recipes choose what a block of queries reads, and a prompt must have
-    the same blocks however many others it comes with.
-    """
-    blocks = -(-length // BLOCK)
-    chunks = -(-blocks // (CHUNK_TOKENS // (rows * BLOCK)))
-    return [min(blocks * i // chunks * BLOCK, length) for i in range(chunks + 1)]

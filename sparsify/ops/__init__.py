@@ -3,6 +3,7 @@
 from sparsify.ops.active import active_linear, gated_linear, union_share
 from sparsify.ops.attention import block_attention, fused_attention
 from sparsify.ops.block_selection import DENSITY_STEPS, select_blocks
+from sparsify.ops.chunks import CHUNK_TOKENS, chunk_bounds
 from sparsify.ops.experts import ExpertsShape, experts
 from sparsify.ops.gate import gate
 from sparsify.ops.gated import gated
@@ -22,6 +23,7 @@ LINEARS = frozenset(operator.overload for operator in (sparse_linear, active_lin
 
 __all__ = [
     "ACTIVATIONS",
+    "CHUNK_TOKENS",
     "DENSITY_STEPS",
     "LINEARS",
     "OPERATORS",
@@ -32,6 +34,7 @@ __all__ = [
     "active_linear",
     "below_maximum",
     "block_attention",
+    "chunk_bounds",
     "expected_tokens",
     "experts",
     "from_lanes",

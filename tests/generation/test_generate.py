@@ -10,8 +10,7 @@ from transformers import BertConfig, BertModel
 
 import sparsify
 from sparsify.generation import CacheFull, TextSettings
-from sparsify.generation.paged_cache import CHUNK_TOKENS
-from sparsify.generation.prompts import chunk_bounds
+from sparsify.ops import CHUNK_TOKENS, chunk_bounds
 
 NEW = 24
 LENGTHS = (3, 21, 1)

@@ -34,7 +34,8 @@ class Constructed(torch.nn.Module):
 
     A key's features are its block, an angle that grows with its position, and a spike: one key of
     one block has a large one, all keys of the others a small one. So the mean of the block with the
-    spike is the lowest. A query head looks at one of the three alone.
+    spike is the lowest. A query head looks at one of the three alone, or, as in a
+    text that ends with a question, at blocks and in the last 4 tokens at the spike.
     """
 
     def __init__(self, looks: tuple[str, ...], window: int = 0) -> None:
@@ -48,10 +49,12 @@ class Constructed(torch.nn.Module):
         turning = torch.stack((angle.cos(), angle.sin()), 1)
         key = torch.cat((one_hot[block], turning, spike[:, None]), 1)
         self.dim = key.shape[1]
-        queries = {name: torch.zeros(TOKENS, self.dim) for name in ("block", "near", "line")}
+        names = ("block", "near", "line", "asks")
+        queries = {name: torch.zeros(TOKENS, self.dim) for name in names}
         queries["block"][:, :BLOCKS] = 20 * one_hot[torch.tensor(FAR)[place // 64]]
         queries["near"][:, BLOCKS:-1] = 20000 * turning
         queries["line"][:, -1] = 1.0
+        queries["asks"][:-4], queries["asks"][-4:] = queries["block"][:-4], queries["line"][-4:]
         value = torch.randn(TOKENS, 2 * self.dim, generator=torch.Generator().manual_seed(0))
         tables = (torch.cat([queries[name] for name in looks], 1), key.repeat(1, 2), value)
         self.tables = torch.nn.ParameterList(torch.nn.Parameter(table, False) for table in tables)
@@ -88,9 +91,7 @@ def test_each_head_gets_the_pattern_that_it_was_made_for(looks: tuple[str, ...])
     made_for = {"line": "vertical_slash", "near": "a_shape", "block": "block_sparse"}
     numbers = {"near": 0, "line": 1, "block": 2}
     text = Calibration([torch.arange(TOKENS)])
-    recipe = sparsify.MInference(
-        0.6, keys=16, sinks=16, recent=16, calibration=text, budget_error=0.02
-    )
+    recipe = sparsify.MInference(0.6, calibration=text, budget_error=0.02, judged=TOKENS)
     result = run_pipeline(Constructed(looks).program(), [recipe])
     prefill = result.programs["prefill"]
     (selection,) = calls(prefill, "select_blocks")
@@ -108,6 +109,16 @@ def test_each_head_gets_the_pattern_that_it_was_made_for(looks: tuple[str, ...])
         alone = replace(recipe, patterns={0: [name] * 4})
         with pytest.raises(BudgetError, match="head"):
             run_pipeline(Constructed(looks).program(), [alone])
+
+
+@pytest.mark.parametrize("judged, name", [(4, "vertical_slash"), (TOKENS, "block_sparse")])
+def test_the_last_tokens_of_a_text_choose(judged: int, name: str) -> None:
+    text = Calibration([torch.arange(TOKENS)])
+    recipe = sparsify.MInference(0.4, calibration=text, judged=judged)
+    result = run_pipeline(Constructed(("asks", "line", "asks", "line")).program(), [recipe])
+    (told,) = (d.reason for d in result.decisions if d.operator == "attention patterns")
+    heads = [0, 1, 2, 3] if name == "vertical_slash" else [0, 2]
+    assert f"{len(heads)} heads {name} ({', '.join(map(str, heads))})" in told
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +151,7 @@ def test_no_pattern_for_all_heads_is_better_where_it_was_searched(llama: Program
         heads = [d for d in decisions if d.operator == "attention head" and "layers.0" in d.site]
         return [float(d.error or 0.0) for d in heads]
 
-    best = errors(RECIPE)
+    best = errors(replace(RECIPE, judged=200))
     for name in ("a_shape", "vertical_slash", "block_sparse"):
         alone = errors(replace(RECIPE, patterns={0: [name] * 4, 1: [name] * 4}))
         assert len(best) == len(alone) == 4
@@ -179,7 +190,7 @@ def test_what_is_not_rewritten_is_not_searched(window: int, options: dict[str, A
     "options, message",
     [
         ({}, "give calibration texts"),
-        ({"calibration": TEXTS, "chunk": 100}, "chunk=100 must be a multiple of 64"),
+        ({"calibration": TEXTS, "judged": 0}, "judged=0 must be at least 1"),
         ({"patterns": {0: ["a_shape", "dilated"]}}, "'dilated' for a head of layer 0; there are"),
         ({"patterns": {0: ["a_shape"] * 3}}, "3 names for layer 0, which has 4 query heads"),
         ({"patterns": {0: ["a_shape"] * 4}}, "0 names for layer 1, which has 4"),
