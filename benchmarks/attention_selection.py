@@ -35,10 +35,10 @@ from sparsify.selectors import PATTERNS
 PARTS = ("decode", "prefill")
 HEADS, SHAPE = 9, CacheShape(30, 3, 64)
 SCALE = 0.125
-PAGES = {"page_bounds": 1, "channels": 1, "exact": 0, "latest": 0}
-"""Selectors of pages, and how many tensors each reads."""
+PAGES = ("page_bounds 16", "page_bounds 8", "page_bounds 4", "channels", "exact", "latest")
+"""Selectors of pages; of bounds, with the keys that they are of."""
 BLOCKS = ("pooled", "query_aware mass", "vertical_slash", "block_gate", "head_patterns")
-CHANNELS, MASS, QUERIES, KEYS = 16, 0.95, 64, 64
+CHANNELS, MASS, QUERIES, KEYS = 16, 0.95, 64, 16
 _CHECKED = 1024
 """Tokens of a prompt on which results are compared: the reference is slow."""
 
@@ -50,7 +50,10 @@ class Cache:
     keys: torch.Tensor
     values: torch.Tensor
     pages: torch.Tensor
-    bounds: torch.Tensor
+
+    def bounds(self, parts: int) -> torch.Tensor:
+        """Of every page, in so many parts."""
+        return torch.stack(self.keys.unflatten(-1, (parts, -1)).aminmax(dim=-1), 3)
 
     @classmethod
     def random(cls, layers: int, length: int) -> Cache:
@@ -58,16 +61,15 @@ class Cache:
         count = -(-length // PAGE)
         keys, values = (part.normal_() for part in shape.zeros(count))
         pages = torch.randperm(count).int()[None]
-        bounds = torch.stack((keys.amin(-1), keys.amax(-1)), 3)
-        return cls(keys, values, pages, bounds)
+        return cls(keys, values, pages)
 
 
 class Decode(torch.nn.Module):
     """One token's attention in every layer, over what a selector selects, or everything."""
 
-    def __init__(self, selector: str | None, budget: int) -> None:
+    def __init__(self, name: str, budget: int) -> None:
         super().__init__()
-        self.selector, self.budget = selector, budget
+        self.selector, self.budget = name.partition(" ")[0], budget
         chosen = torch.stack([torch.randperm(SHAPE.head_dim) for _ in range(SHAPE.kv_heads)])
         self.register_buffer("channels", chosen[:, :CHANNELS].int().contiguous())
 
@@ -84,7 +86,7 @@ class Decode(torch.nn.Module):
         total = torch.zeros_like(query)
         for layer in range(SHAPE.layers):
             place, selected = (layer, HEADS, 0), None
-            if self.selector is not None:
+            if self.selector != "dense":
                 tensors = {"page_bounds": [bounds], "channels": [self.channels]}
                 selected = ops.select_pages.overload(
                     query, keys, tensors.get(self.selector, []), pages, lengths, counts, *place,
@@ -150,13 +152,13 @@ def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def decode(count: int, given: argparse.Namespace) -> list[Cell]:
     cache = Cache.random(SHAPE.layers, given.context)
-    inputs = (*inputs_of(cache, given.context, 1), cache.bounds)
-    modules = {name: Decode(name, given.budget) for name in PAGES}
-    modules["dense"] = Decode(None, given.budget)
     errors, calls = {}, {}
-    for name, module in modules.items():
+    for name in (*PAGES, "dense"):
+        module, (_, _, keys) = Decode(name, given.budget), name.partition(" ")
+        parts = PAGE // int(keys or PAGE)
+        inputs = (*inputs_of(cache, given.context, 1), cache.bounds(parts))
         run = compiled(module, inputs, count)
-        calls[name] = lambda run=run: run(*inputs)
+        calls[name] = lambda run=run, inputs=inputs: run(*inputs)
         errors[name] = error_of(run(*inputs), module(*inputs))
     label = {"tokens": given.context, "share": given.budget / given.context}
     return cells("decode", calls, errors, count, label, given)

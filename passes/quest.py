@@ -9,9 +9,12 @@ import torch
 from torch import fx
 
 from sparsify import ops
+from sparsify.ops import PAGE
 from sparsify.passes.select_pages import PageSelection, keep_bounds
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import PageBounds
+
+_KEYS = (4, 8, PAGE)
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,40 @@ class Quest(PageSelection):
         y = paged_attention(q, keys, values, pages, lengths, counts, selected=selected)
 
     The least and the largest of each feature of a page's keys are state of the cache, which prefill
-    keeps as well. `PageSelection` has the attributes.
+    keeps as well.
+
+    Attributes:
+        keys: tokens whose least and largest keys are kept together: 16, which is a page, 8 or 4.
+            The fewer, the truer is the promise, and the more there is to keep and to read: for 16,
+            an eighth of what the keys take, for 4 one half. `PageSelection` has the others.
+
+    Raises:
+        ValueError: naming the attribute.
 
     Source: Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference",
     2024.
     """
 
+    keys: int = 4
+
     name = "quest"
     selector = PageBounds()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keys not in _KEYS:
+            raise ValueError(
+                f"Quest: keys={self.keys} must be one of {', '.join(map(str, _KEYS))}: a page of "
+                f"{PAGE} tokens or a part of one"
+            )
+
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
-        return (keep_bounds(rewriter, node),)
+        return (keep_bounds(rewriter, node, PAGE // self.keys),)
 
     def tensors_of(
         self, keys: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, layer: int
     ) -> list[torch.Tensor]:
         _, count, kv_heads, head_dim, _ = keys.shape
-        bounds = torch.zeros(1, count, kv_heads, 2, head_dim)
+        bounds = torch.zeros(1, count, kv_heads, 2, head_dim, PAGE // self.keys)
         ops.page_bounds.reference(bounds, keys, pages, lengths, lengths, 0)
         return [bounds]

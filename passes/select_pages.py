@@ -279,11 +279,14 @@ def set_arguments(node: fx.Node, **changed: object) -> None:
     node.args, node.kwargs = tuple({**arguments(node), **changed}.values()), {}
 
 
-def keep_bounds(rewriter: Rewriter, node: fx.Node) -> fx.Node:
-    """Has the bounds of an attention's pages kept up before it; returns the state."""
+def keep_bounds(rewriter: Rewriter, node: fx.Node, parts: int) -> fx.Node:
+    """Has the bounds of an attention's pages, in so many parts, kept up before it.
+
+    Returns the state.
+    """
     options = arguments(node)
     layers, pages, kv_heads, head_dim, _ = shape_of(options["keys"])
-    bounds = rewriter.add_state(BOUNDS, (layers, pages, kv_heads, 2, head_dim))
+    bounds = rewriter.add_state(BOUNDS, (layers, pages, kv_heads, 2, head_dim, parts))
     names = ("keys", "pages", "lengths", "counts", "layer")
     lengths = rewriter.call(ops.page_bounds.overload, (bounds, *(options[name] for name in names)))
     set_arguments(node, lengths=lengths)

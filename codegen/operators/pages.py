@@ -29,7 +29,8 @@ def convert_page_bounds(node: fx.Node, lowering: Lowering) -> Any:
     names = ("bounds", "keys", "pages", "lengths", "counts")
     tensors = [lowering.tensor(a[name]) for name in names]
     kv_heads, head_dim = (int(extent) for extent in shape_of(tensors[1])[2:4])
-    kernel = PageBounds(lowering.target.isa, kv_heads, head_dim)
+    parts = int(shape_of(tensors[0])[5])
+    kernel = PageBounds(lowering.target.isa, kv_heads, head_dim, parts)
     # No sequence appends more than its row of the page table holds.
     most = shape_of(tensors[2])[1] * PAGE
     integers = [tirx.IntImm("int64", a["layer"]), most]
@@ -58,7 +59,7 @@ def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
     tensors = [lowering.tensor(tensor) for tensor in a["tensors"]]
     rest = [lowering.tensor(a[name]) for name in ("pages", "lengths", "counts")]
     kv_heads, head_dim = (int(extent) for extent in shape_of(keys)[2:4])
-    channels = "channels" in selector.tensors
+    channels, bounds = "channels" in selector.tensors, "bounds" in selector.tensors
     kernel = SelectPages(
         lowering.target.isa,
         a["heads"],
@@ -68,6 +69,7 @@ def convert_select_pages(node: fx.Node, lowering: Lowering) -> Any:
         a["offset"],
         selector.scoring,
         int(shape_of(tensors[0])[1]) if channels else None,
+        int(shape_of(tensors[0])[5]) if bounds else 1,
         a["budget"],
         a["sinks"],
         a["recent"],

@@ -35,12 +35,13 @@ def page_bounds(
     counts: torch.Tensor,
     layer: int,
 ) -> torch.Tensor:
-    """Keeps the least and the largest of each feature of a page's keys.
+    """Keeps the least and the largest of each feature of a page's keys, part by part.
 
     It writes those of the pages that the newest tokens filled; a page that is not full has none.
 
     Args:
-        bounds: ``[layers, pages, kv_heads, 2, head_dim]``, changed in place.
+        bounds: ``[layers, pages, kv_heads, 2, head_dim, parts]``, changed in place. A part has
+            ``16 / parts`` tokens that follow each other; there are 1, 2 or 4 of a page.
         keys, pages: as `kv_append` takes them.
         lengths: int64 ``[batch]``, what `kv_append` returned.
         counts: int64 ``[batch]``, how many tokens it appended.
@@ -51,8 +52,8 @@ def page_bounds(
     for row in range(len(lengths)):
         total = int(lengths[row])
         filled = pages[row, (total - int(counts[row])) // PAGE : total // PAGE].long()
-        least, largest = keys[layer, filled].aminmax(dim=-1)
-        bounds[layer, filled] = torch.stack((least, largest), dim=-2)
+        parts = keys[layer, filled].unflatten(-1, (bounds.shape[-1], -1))
+        bounds[layer, filled] = torch.stack(parts.aminmax(dim=-1), dim=-3)
     return lengths.clone()
 
 

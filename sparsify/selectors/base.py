@@ -54,7 +54,7 @@ class Selector(ABC):
 Scoring = Literal["bounds", "products", "order"]
 """How the kernel family scores a page:
 
-bounds: by the least and the largest of each feature of its keys.
+bounds: by the least and the largest of each feature of its keys, or of each part of them.
 products: by the largest product of the query with one of its keys, over all features or over those
     that are listed for each key head.
 order: by its place in the sequence, without looking at it.
@@ -83,7 +83,7 @@ class PageSelector(Selector):
             query: ``[group, head_dim]``, the query heads of one key head.
             keys: ``[pages, head_dim, 16]``, the pages of that head in the sequence's order, all of
                 them full.
-            tensors: by name, those of this head: ``bounds [pages, 2, head_dim]``,
+            tensors: by name, those of this head: ``bounds [pages, 2, head_dim, parts]``,
                 ``channels [chosen]``.
         """
 

@@ -15,7 +15,10 @@ from sparsify.selectors.base import PageSelector, register_page_selector
 @register_page_selector
 @dataclass(frozen=True)
 class PageBounds(PageSelector):
-    """The sum over features of the larger product with the least or the largest key."""
+    """The sum over features of the larger product with the least or the largest key.
+
+    Where a page's parts have bounds of their own, that of the part with the largest.
+    """
 
     name = "page_bounds"
     scoring = "bounds"
@@ -24,5 +27,5 @@ class PageBounds(PageSelector):
     def scores(
         self, query: torch.Tensor, keys: torch.Tensor, **tensors: torch.Tensor
     ) -> torch.Tensor:
-        products = query[:, None, None] * tensors["bounds"]
-        return products.amax(2).sum(-1)
+        products = query[:, None, None, :, None] * tensors["bounds"]
+        return products.amax(2).sum(-2).amax(-1)

@@ -73,7 +73,7 @@ def test_a_budget_of_the_whole_context_changes_nothing(
         keys, values = shape.zeros(width)
         pages = torch.randperm(width, generator=torch.Generator().manual_seed(2))[None].int()
         beside = {
-            node.name: torch.full((2, width, 2, 2, 6), torch.nan)
+            node.name: torch.full((2, width, *node.meta["val"].shape[2:]), torch.nan)
             for node in programs["decode"].state()
             if node.name == "bounds"
         }

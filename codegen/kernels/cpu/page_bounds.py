@@ -1,12 +1,13 @@
 """Keeps the least and the largest of each feature of the keys of pages that have become full.
 
 for sequence, page that the newest tokens filled, kv head:
-  for feature: bounds[0, feature] = min over slots; bounds[1, feature] = max over slots
+  for feature, part: bounds[0, feature, part] = min over its slots; bounds[1, ...] = max
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -19,9 +20,9 @@ from sparsify.codegen.kernels.cpu.simd import (
     Tensor,
     arguments,
     bind,
+    fold_neighbours,
     load,
     prim_func,
-    reduce_lanes,
     share,
     store,
 )
@@ -29,15 +30,20 @@ from sparsify.codegen.kernels.cpu.simd import (
 
 @dataclass(frozen=True)
 class PageBounds:
-    """The kernel's specification."""
+    """The kernel's specification.
+
+    Attributes:
+        parts: of a page, each with bounds of its own: 1, 2 or 4.
+    """
 
     isa: Isa
     kv_heads: int
     head_dim: int
+    parts: int
 
     @property
     def name(self) -> str:
-        return f"page_bounds_{self.isa.name}_h{self.kv_heads}_{self.head_dim}"
+        return f"page_bounds_{self.isa.name}_h{self.kv_heads}_{self.head_dim}_{self.parts}"
 
     def build(self) -> Any:
         """A PrimFunc ``(bounds, keys, pages, lengths, counts, layer, length, y)``.
@@ -45,7 +51,7 @@ class PageBounds:
         It changes ``bounds`` and copies ``lengths``; ``length`` bounds the counts. It fails, before
         it writes, when a page is not in the pool, or when a length or a count is impossible.
         """
-        cache = CacheOperands("page_bounds", self.kv_heads, self.head_dim)
+        cache = CacheOperands("page_bounds", self.kv_heads, self.head_dim, self.parts)
         with prim_func(self.name) as result:
             keys, _, pages = cache.tensors
             bounds, keys, table, lengths, counts, layer, length, y = arguments(
@@ -81,12 +87,16 @@ class PageBounds:
         return result[0]
 
     def _page(self, keys: Expr, bounds: Expr, source: Expr, target: Expr) -> None:
-        width = self.isa.vector
+        width, slots = self.isa.vector, PAGE // self.parts
+        # Vectors of one part, or parts of one vector.
+        vectors, lanes = max(slots // width, 1), max(width // slots, 1)
         with T.serial(T.int64(self.head_dim)) as d:
             at = bind(source + d * PAGE)
-            parts = [bind(load(keys, at + p, width)) for p in range(0, PAGE, width)]
-            for place, pick in ((target, T.min), (target + self.head_dim, T.max)):
-                whole = parts[0]
-                for part in parts[1:]:
-                    whole = bind(pick(whole, part))
-                store(bounds, place + d, reduce_lanes(whole, width, pick), 1)
+            loaded = [bind(load(keys, at + p, width)) for p in range(0, PAGE, width)]
+            of_parts = [loaded[i : i + vectors] for i in range(0, len(loaded), vectors)]
+            for first, pick in ((target, T.min), (target + self.head_dim * self.parts, T.max)):
+                place = bind(first + d * self.parts)
+                for number, part in enumerate(of_parts):
+                    whole = reduce(lambda a, b, pick=pick: bind(pick(a, b)), part)
+                    found = fold_neighbours(whole, width, lanes, pick)
+                    store(bounds, place + number * lanes, found, lanes)

@@ -8,7 +8,7 @@ memory.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvm.tirx.script.builder import ir as T
 
@@ -40,6 +40,7 @@ class PageScores(ABC):
     def __init__(
         self,
         spec: SelectPages,
+        tasks: Expr,
         cache: CacheOperands,
         query: Expr,
         keys: Expr,
@@ -60,20 +61,32 @@ class PageScores(ABC):
         """Emits what must hold of the parameter before it is read."""
 
     def score(
-        self, sequence: Expr, token: Expr, head: Expr, pages: Expr, at: Expr, padded: Expr
+        self,
+        task: Expr,
+        sequence: Expr,
+        token: Expr,
+        head: Expr,
+        pages: Expr,
+        at: Expr,
+        padded: Expr,
     ) -> None:
         """The scores of the first ``pages`` pages, from offset ``at`` of the buffer."""
         spec = self.spec
         source = bind(token * spec.features + spec.offset + head * (self.group * self.dim))
+        query, stride = self.prepare(task, source)
         self.sequence, self.head, self.last = sequence, head, bind(pages - 1)
         with T.serial(pages) as page:
             self.begin(page)
             each_heads(
                 self.group,
                 lambda first, heads: self.page(
-                    bind(source + first * self.dim), bind(at + first * padded + page), heads, padded
+                    bind(query + first * stride), bind(at + first * padded + page), heads, padded
                 ),
             )
+
+    def prepare(self, task: Expr, source: Expr) -> tuple[Expr, int]:
+        """Where the query of the group's first head is, and how far the next one is behind it."""
+        return source, self.dim
 
     @abstractmethod
     def begin(self, page: Expr) -> None:
@@ -85,41 +98,66 @@ class PageScores(ABC):
 
 
 class BoundScores(PageScores):
-    """The largest product that a key within the page's bounds could have."""
+    """The largest product that a key within the bounds of a part of the page could have.
+
+    A feature's product is largest with the largest key where the query is positive, else with the
+    least: so the query is split by sign first, and repeated for all parts, which lie in lanes.
+    """
+
+    def __init__(self, spec: SelectPages, tasks: Expr, *rest: Any) -> None:
+        super().__init__(spec, tasks, *rest)
+        self.size = self.dim * spec.parts
+        self.signed = T.alloc_buffer(
+            (tasks * (2 * self.group * self.size),), "float32", scope="global"
+        )
 
     @staticmethod
     def operand(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
         return cache.bounds
 
+    def prepare(self, task: Expr, source: Expr) -> tuple[Expr, int]:
+        stride, parts = 2 * self.size, self.spec.parts
+        target = bind(task * (self.group * stride))
+        with T.serial(T.int64(self.group)) as h, T.serial(T.int64(self.dim)) as d:
+            q = bind(self.query[source + h * self.dim + d])
+            at = bind(target + h * stride + d * parts)
+            for behind, sign in ((0, T.max), (self.size, T.min)):
+                for part in range(parts):
+                    store(self.signed, at + (behind + part), sign(q, T.float32(0)), 1)
+        return target, stride
+
     def begin(self, page: Expr) -> None:
         self.at = bind(self.cache.bounds_at(self.sequence, page, self.head))
         following = T.min(page + 1, self.last)
         after = bind(self.cache.bounds_at(self.sequence, following, self.head))
-        for line in range(0, 2 * self.dim, LANES):
+        for line in range(0, 2 * self.size, LANES):
             prefetch(self.tensor, after + line)
 
     def page(self, query: Expr, target: Expr, heads: int, padded: Expr) -> None:
-        width = self.width
-        total = Registers(heads, width)
-        for h in range(heads):
-            total[h] = splat(0.0, width)
-        whole = self.dim // width
+        width, parts = self.width, self.spec.parts
+        # With the largest keys and with the least.
+        total = Registers(2 * heads, width)
+        for i in range(len(total)):
+            total[i] = splat(0.0, width)
+        whole = self.size // width
         with T.serial(T.int64(whole)) as step:
             self._add(total, query, bind(step * width), width)
-        rest = Registers(heads, 1)
+        rest = Registers(2 * heads, parts)
+        for i in range(len(total)):
+            rest[i] = reduce_lanes(bind(total[i]), width, lambda a, b: a + b, parts)
+        with T.serial(T.int64((self.size - whole * width) // parts)) as d:
+            self._add(rest, query, bind(whole * width + d * parts), parts)
         for h in range(heads):
-            rest[h] = bind(reduce_lanes(bind(total[h]), width, lambda a, b: a + b))
-        with T.serial(T.int64(self.dim - whole * width)) as d:
-            self._add(rest, query, bind(whole * width + d), 1)
-        for h in range(heads):
-            store(self.scores, target + h * padded, rest[h], 1)
+            found = reduce_lanes(bind(rest[2 * h] + rest[2 * h + 1]), parts, T.max)
+            store(self.scores, target + h * padded, found, 1)
 
     def _add(self, total: Registers, query: Expr, d: Expr, width: int) -> None:
         least = bind(load(self.tensor, self.at + d, width))
-        largest = bind(load(self.tensor, self.at + (self.dim + d), width))
-        for h in range(len(total)):
-            q = bind(load(self.query, query + (h * self.dim + d), width))
-            total[h] = total[h] + T.max(q * least, q * largest)
+        largest = bind(load(self.tensor, self.at + (self.size + d), width))
+        for h in range(len(total) // 2):
+            for i, bound in enumerate((largest, least)):
+                q = load(self.signed, query + (2 * h + i) * self.size + d, width)
+                total[2 * h + i] = total[2 * h + i] + q * bound
 
 
 class ProductScores(PageScores):

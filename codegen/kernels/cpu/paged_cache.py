@@ -36,12 +36,13 @@ class CacheOperands:
     Attributes:
         batch, table: extents of the page table: sequences, and pages of each.
         tensors: the parameters ``keys, values, pages``, to be declared by the kernel.
-        bounds: the least and the largest keys of pages, for kernels that take them.
+        bounds: the least and the largest keys of pages, in so many ``parts`` of a page, for kernels
+            that take them.
     """
 
-    def __init__(self, kernel: str, kv_heads: int, head_dim: int) -> None:
+    def __init__(self, kernel: str, kv_heads: int, head_dim: int, parts: int = 1) -> None:
         self._kernel = kernel
-        self._kv_heads, self._head_dim = kv_heads, head_dim
+        self._kv_heads, self._head_dim, self._parts = kv_heads, head_dim, parts
         self._layers, self._pool = symbol(), symbol()
         self.batch, self.table = symbol(), symbol()
         leading = (self._layers, self._pool, kv_heads)
@@ -50,7 +51,7 @@ class CacheOperands:
             Tensor("values", (*leading, PAGE, head_dim)),
             Tensor("pages", (self.batch, self.table), "int32"),
         )
-        self.bounds = Tensor("bounds", (*leading, 2, head_dim))
+        self.bounds = Tensor("bounds", (*leading, 2, head_dim, parts))
 
     def declare_reading(
         self, query: Tensor, y: Tensor, selected: Tensor | None = None
@@ -83,7 +84,7 @@ class CacheOperands:
 
     def bounds_at(self, sequence: Expr, page: Expr, head: Expr) -> Expr:
         """Offset of the least keys of a page's head; the largest lie behind them."""
-        return self._place(sequence, page, head) * (2 * self._head_dim)
+        return self._place(sequence, page, head) * (2 * self._head_dim * self._parts)
 
     def _place(self, sequence: Expr, page: Expr, head: Expr) -> Expr:
         place = i64(self._pages[sequence * self.table + page])

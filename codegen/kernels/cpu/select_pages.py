@@ -42,6 +42,7 @@ class SelectPages:
         features: features of the tensor that holds the query, where head 0 begins at ``offset``.
         scoring: how a page is scored.
         channels: features of each key head that are read, None for all.
+        parts: of a page, each with bounds of its own; 1 without bounds.
         budget, sinks, recent: see `sparsify.ops.select_pages`.
     """
 
@@ -53,6 +54,7 @@ class SelectPages:
     offset: int
     scoring: Scoring
     channels: int | None
+    parts: int
     budget: int
     sinks: int
     recent: int
@@ -61,7 +63,7 @@ class SelectPages:
     def name(self) -> str:
         heads = f"h{self.heads}_{self.kv_heads}_{self.head_dim}_{self.features}p{self.offset}"
         pages = f"{self.budget}_{self.sinks}_{self.recent}"
-        scoring = f"{self.scoring}{'' if self.channels is None else self.channels}"
+        scoring = f"{self.scoring}{self.parts if self.channels is None else self.channels}"
         return f"select_pages_{scoring}_{self.isa.name}_{heads}_{pages}"
 
     def build(self) -> Any:
@@ -78,7 +80,7 @@ class _Emitter:
         self.spec = spec
         self.width = spec.isa.vector
         self.group = spec.heads // spec.kv_heads
-        self.cache = CacheOperands("select_pages", spec.kv_heads, spec.head_dim)
+        self.cache = CacheOperands("select_pages", spec.kv_heads, spec.head_dim, spec.parts)
 
     def build(self) -> Any:
         spec, cache = self.spec, self.cache
@@ -107,7 +109,7 @@ class _Emitter:
             )
             self.ranks = T.alloc_buffer((tasks * self.padded,), "int32", scope="global")
             cache.check_reads(self.lengths, self.counts, self.length, WHOLE)
-            scored = scoring(spec, cache, query, keys, tensor, self.scores)
+            scored = scoring(spec, tasks, cache, query, keys, tensor, self.scores)
             scored.check()
             with T.parallel(tasks) as task:
                 self._task(task, scored)
@@ -132,7 +134,7 @@ class _Emitter:
 
         def best() -> None:
             at = bind(task * (self.padded * self.group))
-            scored.score(sequence, token, head, newest, at, self.padded)
+            scored.score(task, sequence, token, head, newest, at, self.padded)
             ranked = TopRanks(self.ranks, bind(task * self.padded), newest, self.width)
             self._rank(ranked, at)
             # The newest page is not ranked; it is read.

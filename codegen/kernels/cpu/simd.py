@@ -190,12 +190,25 @@ def along(count: Expr | int, width: int, body: Callable[[Expr, int], None]) -> N
         body(T.int64(offset), narrow)
 
 
-def reduce_lanes(value: Expr, width: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """One scalar of a vector's lanes, in log2(width) steps."""
-    while width > 1:
+def reduce_lanes(
+    value: Expr, width: int, combine: Callable[[Expr, Expr], Expr], lanes: int = 1
+) -> Expr:
+    """So many lanes of a vector's, in log2(width / lanes) steps: each of every ``lanes``-th."""
+    while width > lanes:
         width //= 2
         low, high = (T.Shuffle([value], list(range(start, start + width))) for start in (0, width))
         value = bind(combine(low, high))
+    return value
+
+
+def fold_neighbours(
+    value: Expr, width: int, lanes: int, combine: Callable[[Expr, Expr], Expr]
+) -> Expr:
+    """So many lanes of a vector's, each of ``width / lanes`` that follow each other."""
+    while width > lanes:
+        even, odd = (T.Shuffle([value], list(range(start, width, 2))) for start in (0, 1))
+        value = bind(combine(even, odd))
+        width //= 2
     return value
 
 

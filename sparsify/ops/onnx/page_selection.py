@@ -14,7 +14,7 @@ from sparsify.ops.onnx.schema import FLOAT, OnnxOperator, Port, camel, extent, i
 from sparsify.selectors import PAGE_SELECTORS, BlockSelector, PageSelector, page_selector
 
 LENGTHS = Port("lengths", ("int64",), "[batch], tokens in the cache, new ones included")
-_BOUNDS = "[layers, pages, kv_heads, 2, head_dim]"
+_BOUNDS = "[layers, pages, kv_heads, 2, head_dim, parts]"
 
 TABLE = (
     "page_count = Shape <start: int = 1, end: int = 2> (pages)",
@@ -31,7 +31,7 @@ BOUNDS = OnnxOperator(
     "PageBounds",
     "page_bounds",
     "Keeps the least and the largest of each feature of the keys of pages that the newest tokens "
-    "filled; y is lengths.",
+    "filled, for each part of a page; y is lengths.",
     (Port("bounds", FLOAT, _BOUNDS), Port("keys", FLOAT, KEYS), PAGES, LENGTHS, COUNTS),
     (Port("new_bounds", FLOAT, _BOUNDS), Port("y", ("int64",), "[batch]")),
     {"layer": "int"},
@@ -56,12 +56,17 @@ BOUNDS = OnnxOperator(
         "flat_pages = Reshape(wide_pages, last)",
         "chosen_pages = Gather <axis: int = 0> (flat_pages, chosen)",
         "page_keys = Gather <axis: int = 0> (layer_keys, chosen_pages)",
-        "least = ReduceMin <keepdims: int = 0> (page_keys, last)",
-        "largest = ReduceMax <keepdims: int = 0> (page_keys, last)",
-        integer("before_features", -2),
+        "parts = Shape <start: int = 5, end: int = 6> (bounds)",
+        "kept_extents = Constant <value_ints: ints = [0, 0, 0]> ()",
+        "slots = Div(page_size, parts)",
+        "part_shape = Concat <axis: int = 0> (kept_extents, parts, slots)",
+        "part_keys = Reshape(page_keys, part_shape)",
+        "least = ReduceMin <keepdims: int = 0> (part_keys, last)",
+        "largest = ReduceMax <keepdims: int = 0> (part_keys, last)",
+        integer("before_features", -3),
         "least_part = Unsqueeze(least, before_features)",
         "largest_part = Unsqueeze(largest, before_features)",
-        "both = Concat <axis: int = -2> (least_part, largest_part)",
+        "both = Concat <axis: int = -3> (least_part, largest_part)",
         *extent("layer_index", "layer"),
         "extents = Shape(chosen_pages)",
         "layers = Expand(layer_index, extents)",
@@ -77,15 +82,16 @@ _SCORES = {
     "bounds": (
         "layer_bounds = Gather <axis: int = 0> (bounds, layer_number)",
         "page_bounds = Gather <axis: int = 0> (layer_bounds, safe_pages)",
-        "bounds_by_head = Transpose <perm: ints = [0, 2, 1, 3, 4]> (page_bounds)",
+        "bounds_by_head = Transpose <perm: ints = [0, 2, 1, 3, 4, 5]> (page_bounds)",
         "group_axes = Constant <value_ints: ints = [2, 3]> ()",
         "head_bounds = Unsqueeze(bounds_by_head, group_axes)",
-        "page_axes = Constant <value_ints: ints = [4, 5]> ()",
+        "page_axes = Constant <value_ints: ints = [4, 5, 7]> ()",
         "wide_query = Unsqueeze(scored_query, page_axes)",
         "each_product = Mul(wide_query, head_bounds)",
         integer("of_bounds", 5),
         "larger = ReduceMax <keepdims: int = 0> (each_product, of_bounds)",
-        "any_scores = ReduceSum <keepdims: int = 0> (larger, last)",
+        "part_scores = ReduceSum <keepdims: int = 0> (larger, of_bounds)",
+        "any_scores = ReduceMax <keepdims: int = 0> (part_scores, last)",
     ),
     "products": (
         "key_pages = Gather <axis: int = 0> (layer_keys, safe_pages)",

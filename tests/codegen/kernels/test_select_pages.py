@@ -29,6 +29,7 @@ class Case:
     sinks: int = 1
     recent: int = 1
     channels: int | None = None
+    parts: int = 1
 
     @property
     def features(self) -> int:
@@ -40,7 +41,7 @@ class Case:
         assert scoring is not None
         return SelectPages(
             isa, self.heads, self.kv_heads, self.head_dim, self.features, 5,
-            scoring, self.channels, self.budget, self.sinks, self.recent,
+            scoring, self.channels, self.parts, self.budget, self.sinks, self.recent,
         )  # fmt: skip
 
     def attend(self, isa: Isa) -> PagedDecode:
@@ -50,8 +51,11 @@ class Case:
 
 CASES = {
     "bounds": Case("page_bounds", 9, 3, 64, 8),
-    "odd bounds": Case("page_bounds", 4, 2, 7, 5, 2, 2),
+    "bounds of 4 keys": Case("page_bounds", 9, 3, 64, 8, parts=4),
+    "odd bounds": Case("page_bounds", 4, 2, 7, 5, 2, 2, parts=2),
+    "odd bounds of 4 keys": Case("page_bounds", 5, 1, 13, 6, parts=4),
     "one feature": Case("page_bounds", 2, 2, 1, 3),
+    "parts of one feature": Case("page_bounds", 2, 2, 1, 3, parts=4),
     "many heads": Case("page_bounds", 7, 1, 33, 20, 0, 1),
     "exact": Case("exact", 4, 1, 24, 8, 0, 3),
     "channels": Case("channels", 6, 2, 24, 6, channels=5),
@@ -70,7 +74,7 @@ ROUNDS = [
 
 @pytest.fixture(scope="module")
 def library(width: Any, build: Callable[..., Any]) -> Any:
-    shapes = {(case.kv_heads, case.head_dim) for case in CASES.values()}
+    shapes = {(case.kv_heads, case.head_dim, case.parts) for case in CASES.values()}
     kernels = [PageBounds(width.isa, *shape) for shape in shapes]
     for case in CASES.values():
         kernels += [case.select(width.isa), case.attend(width.isa)]
@@ -106,7 +110,8 @@ class Operands:
             query[row, count:] = math.nan
         given = cls(query, keys, values, [], pages, torch.tensor(lengths), torch.tensor(counts))
         if "bounds" in page_selector(case.selector).tensors:
-            bounds = torch.full((LAYERS, pool, case.kv_heads, 2, case.head_dim), math.nan)
+            shape = (LAYERS, pool, case.kv_heads, 2, case.head_dim, case.parts)
+            bounds = torch.full(shape, math.nan)
             page_bounds.reference(bounds, keys, pages, given.lengths, given.lengths, LAYER)
             given.tensors.append(bounds)
         if case.channels is not None:
@@ -177,13 +182,13 @@ def test_selection_and_attention_over_it(select: Run, attend: Run, name: str) ->
 def test_of_equal_pages_the_earlier_are_read(select: Run) -> None:
     case = CASES["bounds"]
     given = Operands.random(case, 1, [500], [1])
-    given.tensors[0].copy_(torch.tensor([-1.0, 1.0])[:, None].expand_as(given.tensors[0]))
+    given.tensors[0].copy_(torch.tensor([-1.0, 1.0])[:, None, None].expand_as(given.tensors[0]))
     assert select(case, given)[0, 0, 0].tolist() == [*range(case.budget - 1), 31]
 
 
 def test_a_page_with_a_key_like_the_query_is_read(select: Run) -> None:
     """Whichever of the query heads looks for it."""
-    for name in ("bounds", "exact", "many heads"):
+    for name in ("bounds", "bounds of 4 keys", "exact", "many heads"):
         case = CASES[name]
         for head in range(case.heads):
             given = Operands.random(case, 1, [1000], [1])
@@ -208,14 +213,15 @@ def test_whatever_the_query_the_lists_are_sound(select: Run, attend: Run, scale:
     attend(case, given, found)  # refuses lists that are not
 
 
-def test_bounds_of_pages_that_tokens_fill(library: Any, width: Any) -> None:
-    case = CASES["odd bounds"]
+@pytest.mark.parametrize("name", ["bounds", "odd bounds", "odd bounds of 4 keys"])
+def test_bounds_of_pages_that_tokens_fill(library: Any, width: Any, name: str) -> None:
+    case = CASES[name]
     given = Operands.random(case, 1, [100, 16, 15, 64, 31], [1, 1, 1, 1, 1])
     counts = torch.tensor([70, 1, 15, 0, 16])
-    bounds = torch.zeros(LAYERS, len(given.keys[0]), 2, 2, case.head_dim)
+    bounds = torch.zeros_like(given.tensors[0])
     expected = bounds.clone()
     page_bounds.reference(expected, given.keys, given.pages, given.lengths, counts, LAYER)
-    kernel = PageBounds(width.isa, 2, case.head_dim)
+    kernel = PageBounds(width.isa, case.kv_heads, case.head_dim, case.parts)
     inputs = [bounds, given.keys, given.pages, given.lengths, counts, LAYER, 70]
     found = library(kernel, inputs, (5,), (1, 2), torch.int64, changes=[bounds])
     assert torch.equal(found, given.lengths) and torch.equal(bounds, expected)
@@ -255,7 +261,7 @@ def test_impossible_operands_are_refused(select: Run) -> None:
 
 
 def test_names_tell_kernels_apart() -> None:
-    kernels = [make(NEON) for case in CASES.values() for make in (case.select, case.attend)]
+    kernels = {make(NEON) for case in CASES.values() for make in (case.select, case.attend)}
     assert len({kernel.name for kernel in kernels}) == len(kernels)
 
 

@@ -8,6 +8,8 @@ from tests.ops.eager.kv_cache import HEAD_DIM, KV_HEADS, LAYER, LAYERS, Cache
 
 HEADS, OFFSET, CHANNELS = 4, 1, 2
 SELECTORS = ("page_bounds", "channels", "exact", "latest")
+PARTS = (1, 4, 2)
+"""Of a page, with bounds of their own."""
 
 
 def cases(lanes: bool) -> list[Case]:
@@ -27,17 +29,18 @@ def long_cache(batch: int, length: int) -> Cache:
 
 def bounds() -> list[Case]:
     found = []
-    for batch, length in TOKENS:
-        cache = long_cache(batch, length)
-        before = torch.randn(LAYERS, cache.keys.shape[1], KV_HEADS, 2, HEAD_DIM)
+    for number, (batch, length) in enumerate(TOKENS):
+        cache, parts = long_cache(batch, length), PARTS[number % len(PARTS)]
+        before = torch.randn(LAYERS, cache.keys.shape[1], KV_HEADS, 2, HEAD_DIM, parts)
         after = before.clone()
         for row in range(batch):
             for token in range(int(cache.counts[row])):
                 last = int(cache.starts[row]) + token
                 if last % ops.PAGE == ops.PAGE - 1:
                     page = int(cache.pages[row, last // ops.PAGE])
-                    after[LAYER, page, :, 0] = cache.keys[LAYER, page].min(-1).values
-                    after[LAYER, page, :, 1] = cache.keys[LAYER, page].max(-1).values
+                    for part, keys in enumerate(cache.keys[LAYER, page].chunk(parts, -1)):
+                        after[LAYER, page, :, 0, :, part] = keys.min(-1).values
+                        after[LAYER, page, :, 1, :, part] = keys.max(-1).values
         lengths = cache.starts + cache.counts
         args = (before, cache.keys, cache.pages, lengths, cache.counts, LAYER)
         written = {0: after}
@@ -45,14 +48,21 @@ def bounds() -> list[Case]:
     return found
 
 
+def bounds_of(keys, parts):
+    """Of every page of all layers."""
+    least, largest = zip(*(part.aminmax(dim=-1) for part in keys.chunk(parts, -1)), strict=True)
+    return torch.stack((torch.stack(least, -1), torch.stack(largest, -1)), 3)
+
+
 def selections() -> list[Case]:
     found = []
     for number, (batch, length) in enumerate([*TOKENS, *TOKENS[:3]]):
         cache, selector = long_cache(batch, length), SELECTORS[number % len(SELECTORS)]
         budget, sinks, recent = 5, number % 2, 1 + number % 3
+        parts = PARTS[number % len(PARTS)]
         query = torch.randn(batch, length, 14)
         tensors = {
-            "page_bounds": [torch.stack((cache.keys.amin(-1), cache.keys.amax(-1)), 3)],
+            "page_bounds": [bounds_of(cache.keys, parts)],
             "channels": [torch.tensor([[0, 2], [2, 1]], dtype=torch.int32)],
         }.get(selector, [])
         lists = torch.full((batch, KV_HEADS, length, budget), -1, dtype=torch.int32)
@@ -85,7 +95,11 @@ def score(cache, row, page, head, query, selector, tensors):
     if selector == "latest":
         return float(page)
     if selector == "page_bounds":
-        return float(sum(max(q * k.min(), q * k.max()) for q, k in zip(query, keys, strict=True)))
+        of_parts = keys.chunk(tensors[0].shape[-1], -1)
+        return max(
+            float(sum(max(q * k.min(), q * k.max()) for q, k in zip(query, part, strict=True)))
+            for part in of_parts
+        )
     chosen = tensors[0][head].tolist() if selector == "channels" else range(HEAD_DIM)
     return max(float(sum(query[d] * keys[d, s] for d in chosen)) for s in range(ops.PAGE))
 
