@@ -24,7 +24,7 @@ from torch import fx
 
 import sparsify
 from benchmarks.attention_patterns import PATTERNS
-from benchmarks.attention_quality import BLOCK, DYNAMIC, blocks_of
+from benchmarks.attention_quality import BLOCK, DYNAMIC, KEYS, blocks_of
 from benchmarks.checkpoints import SMOLLM2
 from benchmarks.editorials import token_windows
 from benchmarks.records import Record, Records, add_output, table
@@ -112,7 +112,7 @@ def head_of(program: Program) -> tuple[torch.Tensor, fx.Node]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--methods", nargs="+", help="only these; also patterns")
-    parser.add_argument("--keys", type=int, default=BLOCK, help="of a block that is selected")
+    parser.add_argument("--keys", type=int, default=KEYS, help="of a block that is selected")
     parser.add_argument("--densities", type=int, nargs="+", default=(10, 25, 50))
     parser.add_argument("--window", type=int, default=2048, help="tokens of the text")
     add_output(parser)

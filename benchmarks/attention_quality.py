@@ -20,7 +20,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,8 @@ from sparsify.patterns import (
 )
 
 BLOCK = 64
+"""Queries and keys of a block of a static pattern."""
+KEYS = 16
 HEADS = 9
 """Query heads of a layer of the model."""
 DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
@@ -55,7 +57,7 @@ DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "vertical_slash": lambda _: sparsify.VerticalSlash,
     "minference": lambda tokenizer: partial(sparsify.MInference, calibration=facts(tokenizer)),
     "seer_attention": lambda tokenizer: partial(
-        sparsify.SeerAttention, calibration=facts(tokenizer)
+        sparsify.SeerAttention, calibration=facts(tokenizer, _TRAINED, range(9, 12))
     ),
 }
 """Recipes of prompts by their densities; of a tokenizer, as some are calibrated on texts."""
@@ -71,7 +73,7 @@ STATIC: dict[str, Callable[[int], Pattern]] = {
 DECODE: dict[str, Callable[[int, Calibration], Any]] = {
     "quest": lambda budget, _: sparsify.Quest(budget),
     "double_sparsity": lambda budget, texts: sparsify.DoubleSparsity(budget, calibration=texts),
-    "tidal_decode": lambda budget, _: sparsify.TidalDecode(budget),
+    "tidal_decode": lambda budget, _: sparsify.TidalDecode(budget, selecting=_SELECTING),
     "streaming_window": lambda budget, _: sparsify.StreamingWindow(budget),
 }
 _CALIBRATION = 512
@@ -79,6 +81,10 @@ _CALIBRATION = 512
 _REVIEWS = 100
 _SEARCHED = (1000, 2000)
 """Tokens of the texts that patterns of heads are searched on, three of each."""
+_TRAINED = (1000, 2000, 4000)
+"""Tokens of the texts that gates are trained on, nine of each."""
+_SELECTING = (8, 18)
+"""Of the pairs of layers that were tried on needles of seeds 9 to 11, the one that found all 27."""
 
 
 def fitting(make: Callable[[int], Pattern], blocks: int, density: float) -> Pattern:
@@ -114,10 +120,12 @@ def reviews(tokenizer: Any) -> Calibration:
     return Calibration([tokenizer(text).input_ids[:_CALIBRATION]])
 
 
-def facts(tokenizer: Any) -> Calibration:
+def facts(
+    tokenizer: Any, lengths: Sequence[int] = _SEARCHED, seeds: Iterable[int] = (0,)
+) -> Calibration:
     """Texts with a needle, none of those that are looked for: patterns of heads are searched on
-    them, as the paper's are on keys and values to retrieve."""
-    found = needles(tokenizer, _SEARCHED, seed=0)
+    them, as the paper's are on keys and values to retrieve, and gates are trained."""
+    found = (needle for seed in seeds for needle in needles(tokenizer, lengths, seed))
     return Calibration([needle.prompt[0] for needle in found])
 
 
@@ -207,7 +215,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=(1000, 2000, 4000))
     parser.add_argument("--seeds", type=int, nargs="+", default=(1,), help="nine needles for each")
     parser.add_argument("--density", type=int, default=25, help="percent that prompts read")
-    parser.add_argument("--keys", type=int, default=BLOCK, help="of a block that is selected")
+    parser.add_argument("--keys", type=int, default=KEYS, help="of a block that is selected")
     parser.add_argument("--budget", type=int, default=512, help="tokens that a step reads")
     parser.add_argument("--steps", type=int, default=512, help="of which decode's perplexity is")
     add_output(parser)
