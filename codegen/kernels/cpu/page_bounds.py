@@ -7,7 +7,6 @@ for sequence, page that the newest tokens filled, kv head:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -97,6 +96,8 @@ class PageBounds:
             for first, pick in ((target, T.min), (target + self.head_dim * self.parts, T.max)):
                 place = bind(first + d * self.parts)
                 for number, part in enumerate(of_parts):
-                    whole = reduce(lambda a, b, pick=pick: bind(pick(a, b)), part)
+                    whole = part[0]
+                    for vector in part[1:]:
+                        whole = bind(pick(whole, vector))
                     found = fold_neighbours(whole, width, lanes, pick)
                     store(bounds, place + number * lanes, found, lanes)
