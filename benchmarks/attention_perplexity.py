@@ -14,7 +14,8 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -49,19 +50,17 @@ def perplexities(
 ) -> Iterator[Record]:
     text = token_windows(tokenizer, given.window)[-1]
     programs = run_pipeline(import_causal_lm(model), PORTABLE).programs
-    recipes: list[tuple[str, Any]] = [("dense", None)]
-    for name, density in product(DYNAMIC, given.densities):
-        recipe = blocks_of(name, density / 100, given.keys, tokenizer)
-        recipes.append((f"{name} {density}%", recipe))
-    recipes += [(f"patterns {p}", sparsify.PatternAttention(p, block=BLOCK)) for p in PATTERNS]
-    left = records.missing(PART, (name for name, _ in recipes), given.methods)
-    for name, recipe in recipes:
-        if name not in left:
-            continue
-        if recipe is None:
-            yield {"part": PART, "method": name, **measured(programs["prefill"], text)}
-            continue
-        found = recipe.run(programs, PassContext()).programs["prefill"]
+    makers: dict[str, Callable[[], Any]] = {"dense": lambda: None}
+    for kind, density in product(DYNAMIC, given.densities):
+        makers[f"{kind} {density}%"] = partial(
+            blocks_of, kind, density / 100, given.keys, tokenizer
+        )
+    for pattern in PATTERNS:
+        makers[f"patterns {pattern}"] = partial(sparsify.PatternAttention, pattern, block=BLOCK)
+    for name in records.missing(PART, makers, given.methods):
+        recipe, found = makers[name](), programs["prefill"]
+        if recipe is not None:
+            found = recipe.run(programs, PassContext()).programs["prefill"]
         yield {"part": PART, "method": name, **measured(found, text)}
 
 

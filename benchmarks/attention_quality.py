@@ -30,7 +30,7 @@ from rich.console import Console
 import sparsify
 from benchmarks.checkpoints import SMOLLM2
 from benchmarks.editorials import rated, token_windows
-from benchmarks.needles import ANSWER, Needle, needles
+from benchmarks.needles import ANSWER, REVIEWS, Needle, needles
 from benchmarks.records import Record, Records, add_output, table
 from sparsify.bench import threads
 from sparsify.calibration import Calibration
@@ -49,6 +49,7 @@ from sparsify.patterns import (
 BLOCK = 64
 """Queries and keys of a block of a static pattern."""
 KEYS = 16
+"""Of a block that is selected."""
 HEADS = 9
 """Query heads of a layer of the model."""
 DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
@@ -57,7 +58,7 @@ DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "vertical_slash": lambda _: sparsify.VerticalSlash,
     "minference": lambda tokenizer: partial(sparsify.MInference, calibration=facts(tokenizer)),
     "seer_attention": lambda tokenizer: partial(
-        sparsify.SeerAttention, calibration=facts(tokenizer, _TRAINED, range(9, 12))
+        sparsify.SeerAttention, calibration=facts(tokenizer, _TRAINED, range(3))
     ),
 }
 """Recipes of prompts by their densities; of a tokenizer, as some are calibrated on texts."""
@@ -70,11 +71,15 @@ STATIC: dict[str, Callable[[int], Pattern]] = {
     "sharded": lambda size: Sharded(8, size),
 }
 """Patterns by a size, the more the denser."""
-DECODE: dict[str, Callable[[int, Calibration], Any]] = {
-    "quest": lambda budget, _: sparsify.Quest(budget),
-    "double_sparsity": lambda budget, texts: sparsify.DoubleSparsity(budget, calibration=texts),
-    "tidal_decode": lambda budget, _: sparsify.TidalDecode(budget, selecting=_SELECTING),
-    "streaming_window": lambda budget, _: sparsify.StreamingWindow(budget),
+DECODE: dict[str, Callable[[argparse.Namespace, Calibration], Any]] = {
+    "quest": lambda given, _: sparsify.Quest(given.budget, bound_keys=given.bound_keys),
+    "double_sparsity": lambda given, texts: sparsify.DoubleSparsity(
+        given.budget, calibration=texts
+    ),
+    "tidal_decode": lambda given, _: sparsify.TidalDecode(
+        given.budget, selecting=tuple(given.selecting)
+    ),
+    "streaming_window": lambda given, _: sparsify.StreamingWindow(given.budget),
 }
 _CALIBRATION = 512
 """Tokens of film reviews that recipes are calibrated on."""
@@ -83,22 +88,26 @@ _SEARCHED = (1000, 2000)
 """Tokens of the texts that patterns of heads are searched on, three of each."""
 _TRAINED = (1000, 2000, 4000)
 """Tokens of the texts that gates are trained on, nine of each."""
-_SELECTING = (8, 18)
-"""Of the pairs of layers that were tried on needles of seeds 9 to 11, the one that found all 27."""
+_OTHER = "The lucky number of the old sailor is"
+"""What texts for calibration tell and ask: nothing that is looked for in the end."""
 
 
 def fitting(make: Callable[[int], Pattern], blocks: int, density: float) -> Pattern:
     """The densest of a kind that reads at most that share of the blocks that causality shows, the
     sparsest where all read more."""
-    visible = blocks * (blocks + 1) / 2
     found = make(1)
     for size in range(2, blocks):
         pattern = make(size)
-        kept = pattern.marks(blocks, HEADS).tril().sum((1, 2))
-        if float(kept.float().mean()) > density * visible:
+        if share_of(pattern, blocks) > density:
             break
         found = pattern
     return found
+
+
+def share_of(pattern: Pattern, blocks: int) -> float:
+    """What a pattern reads of the blocks that causality shows, in the mean over all heads."""
+    kept = pattern.marks(blocks, HEADS).tril().sum((1, 2)).float().mean()
+    return float(kept) / (blocks * (blocks + 1) / 2)
 
 
 def answer(lm: CompiledCausalLM, cache: PagedCache, logits: torch.Tensor) -> torch.Tensor:
@@ -116,16 +125,19 @@ def blocks_of(name: str, density: float, keys: int, tokenizer: Any) -> Any:
 
 def reviews(tokenizer: Any) -> Calibration:
     """Film reviews, for what is calibrated: they are no editorials."""
-    text = " ".join(text for _, _, text in rated("movieReviewSnippets")[:_REVIEWS])
+    text = " ".join(text for _, _, text in rated(REVIEWS)[:_REVIEWS])
     return Calibration([tokenizer(text).input_ids[:_CALIBRATION]])
 
 
 def facts(
     tokenizer: Any, lengths: Sequence[int] = _SEARCHED, seeds: Iterable[int] = (0,)
 ) -> Calibration:
-    """Texts with a needle, none of those that are looked for: patterns of heads are searched on
-    them, as the paper's are on keys and values to retrieve, and gates are trained."""
-    found = (needle for seed in seeds for needle in needles(tokenizer, lengths, seed))
+    """Film reviews with a needle and its question, both unlike those that are looked for: patterns
+    of heads are searched on them, as the paper's are on keys and values to retrieve, and gates are
+    trained."""
+    found = (
+        needle for seed in seeds for needle in needles(tokenizer, lengths, seed, _OTHER, REVIEWS)
+    )
     return Calibration([needle.prompt[0] for needle in found])
 
 
@@ -155,20 +167,23 @@ def prefill(
     every = list(hidden(given, tokenizer))
     density = given.density / 100
     for name in names:
-        hits, before = [], None
+        hits, shares, before = [], [], None
         recipe: Any = None
         if name in DYNAMIC:
             recipe = blocks_of(name, density, given.keys, tokenizer)
         for needle in every:
             if name in STATIC:
                 blocks = -(-needle.prompt.shape[1] // BLOCK)
-                recipe = sparsify.PatternAttention(fitting(STATIC[name], blocks, density))
+                pattern = fitting(STATIC[name], blocks, density)
+                shares.append(share_of(pattern, blocks))
+                recipe = sparsify.PatternAttention(pattern)
             if not hits or recipe != before:
                 lm, before = compiled(model, recipe), recipe
             cache = lm.new_cache(1, needle.prompt.shape[1] + ANSWER)
             said = answer(lm, cache, lm(needle.prompt, cache))
             hits.append((needle, needle.found(tokenizer, said)))
-        yield record("prefill", name, hits)
+        read = {"read": sum(shares) / len(shares)} if shares else {}
+        yield record("prefill", name, hits, **read)
 
 
 def decode(
@@ -178,7 +193,7 @@ def decode(
     windows = token_windows(tokenizer, longest)
     texts = reviews(tokenizer)
     # Its prompts leave what every other method reads too.
-    reader = compiled(model, DECODE["quest"](given.budget, texts))
+    reader = compiled(model, DECODE["quest"](given, texts))
     held = []
     for needle in hidden(given, tokenizer):
         cache = reader.new_cache(1, needle.prompt.shape[1] + ANSWER)
@@ -190,7 +205,7 @@ def decode(
     reader(unseen[:, :before], text)
     start = text.lengths
     for name in names:
-        lm = compiled(model, None if name == "dense" else DECODE[name](given.budget, texts))
+        lm = compiled(model, None if name == "dense" else DECODE[name](given, texts))
         hits = []
         for needle, cache, lengths in held:
             cache.lengths = lengths
@@ -217,6 +232,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--density", type=int, default=25, help="percent that prompts read")
     parser.add_argument("--keys", type=int, default=KEYS, help="of a block that is selected")
     parser.add_argument("--budget", type=int, default=512, help="tokens that a step reads")
+    parser.add_argument("--bound-keys", type=int, default=4, help="keys that share bounds")
+    parser.add_argument("--selecting", type=int, nargs="+", default=(8, 18), help="layers")
     parser.add_argument("--steps", type=int, default=512, help="of which decode's perplexity is")
     add_output(parser)
     return parser.parse_args(arguments)

@@ -35,8 +35,16 @@ from sparsify.selectors import PATTERNS
 PARTS = ("decode", "prefill")
 HEADS, SHAPE = 9, CacheShape(30, 3, 64)
 SCALE = 0.125
-PAGES = ("page_bounds 16", "page_bounds 8", "page_bounds 4", "channels", "exact", "latest")
-"""Selectors of pages; of bounds, with the keys that they are of."""
+PAGES: dict[str, tuple[str | None, int]] = {
+    "dense": (None, 1),
+    "bounds of 16 keys": ("page_bounds", 1),
+    "bounds of 8": ("page_bounds", 2),
+    "bounds of 4": ("page_bounds", 4),
+    "channels": ("channels", 1),
+    "exact": ("exact", 1),
+    "latest": ("latest", 1),
+}
+"""Selectors of pages, and in how many parts a page has bounds."""
 BLOCKS = ("pooled", "query_aware mass", "vertical_slash", "block_gate", "head_patterns")
 CHANNELS, MASS, QUERIES, KEYS = 16, 0.95, 64, 16
 _CHECKED = 1024
@@ -67,9 +75,9 @@ class Cache:
 class Decode(torch.nn.Module):
     """One token's attention in every layer, over what a selector selects, or everything."""
 
-    def __init__(self, name: str, budget: int) -> None:
+    def __init__(self, selector: str | None, budget: int) -> None:
         super().__init__()
-        self.selector, self.budget = name.partition(" ")[0], budget
+        self.selector, self.budget = selector, budget
         chosen = torch.stack([torch.randperm(SHAPE.head_dim) for _ in range(SHAPE.kv_heads)])
         self.register_buffer("channels", chosen[:, :CHANNELS].int().contiguous())
 
@@ -86,7 +94,7 @@ class Decode(torch.nn.Module):
         total = torch.zeros_like(query)
         for layer in range(SHAPE.layers):
             place, selected = (layer, HEADS, 0), None
-            if self.selector != "dense":
+            if self.selector is not None:
                 tensors = {"page_bounds": [bounds], "channels": [self.channels]}
                 selected = ops.select_pages.overload(
                     query, keys, tensors.get(self.selector, []), pages, lengths, counts, *place,
@@ -153,9 +161,8 @@ def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
 def decode(count: int, given: argparse.Namespace) -> list[Cell]:
     cache = Cache.random(SHAPE.layers, given.context)
     errors, calls = {}, {}
-    for name in (*PAGES, "dense"):
-        module, (_, _, keys) = Decode(name, given.budget), name.partition(" ")
-        parts = PAGE // int(keys or PAGE)
+    for name, (selector, parts) in PAGES.items():
+        module = Decode(selector, given.budget)
         inputs = (*inputs_of(cache, given.context, 1), cache.bounds(parts))
         run = compiled(module, inputs, count)
         calls[name] = lambda run=run, inputs=inputs: run(*inputs)

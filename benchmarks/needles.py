@@ -19,6 +19,7 @@ DEPTHS = (0.15, 0.5, 0.85)
 ANSWER = 8
 """Tokens of an answer: a digit is a token of some models."""
 _SENTENCE = "The secret pass code for the vault is"
+EDITORIALS, REVIEWS = "nytEditorialSnippets", "movieReviewSnippets"
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,23 @@ class Needle:
         return said.replace(" ", "").startswith(self.number)
 
 
-def needles(tokenizer: Any, lengths: Sequence[int], seed: int = 1) -> Iterator[Needle]:
-    """One for each depth of each length, of texts that begin anywhere in the editorials."""
+def needles(
+    tokenizer: Any,
+    lengths: Sequence[int],
+    seed: int = 1,
+    sentence: str = _SENTENCE,
+    source: str = EDITORIALS,
+) -> Iterator[Needle]:
+    """One for each depth of each length, of texts that begin anywhere in the source.
+
+    Args:
+        sentence: what is told and asked, up to the number.
+        source: of the text around it, see `rated`.
+    """
     chance = random.Random(seed)
-    sentences = [sentence for _, _, sentence in rated("nytEditorialSnippets")]
-    sizes = [len(tokenizer(sentence).input_ids) for sentence in sentences]
-    question = tokenizer(f"\n\n{_SENTENCE}", return_tensors="pt").input_ids
+    sentences = [text for _, _, text in rated(source)]
+    sizes = [len(tokenizer(text).input_ids) for text in sentences]
+    question = tokenizer(f"\n\n{sentence}", return_tensors="pt").input_ids
     for length in lengths:
         for depth in DEPTHS:
             number = str(chance.randint(10000, 99999))
@@ -62,7 +74,7 @@ def needles(tokenizer: Any, lengths: Sequence[int], seed: int = 1) -> Iterator[N
             while tokens <= length:
                 tokens += sizes[begin + len(text) - told]
                 if not told and tokens > depth * length:
-                    text.append(f"{_SENTENCE} {number}.")
+                    text.append(f"{sentence} {number}.")
                     told = True
                 text.append(sentences[begin + len(text) - told])
             ids = tokenizer(" ".join(text), return_tensors="pt").input_ids

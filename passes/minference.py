@@ -46,12 +46,13 @@ class MInference(BlockSelection):
     All are measured at the same density on the attention of the model as it is, so that what other
     layers leave out has no say; of equal ones the cheapest is taken, in this order. What counts is
     the output of each text's last tokens, so texts should end with what needs their beginning, as a
-    question does: on all tokens the patterns for what is near win, which do not retrieve.
+    question does: on all tokens the patterns for what is near win, which do not retrieve. The
+    figures of the report and ``budget_error`` are of all tokens, as in every recipe.
 
     Attributes:
         patterns: by layer, the name of each query head's pattern; without them they are searched on
             ``calibration`` when the model is compiled. `BlockSelection` has the others.
-        judged: tokens at the end of each text whose outputs are compared.
+        last_tokens: tokens at the end of each text whose outputs are compared.
 
     Raises:
         TypeError, ValueError: naming the attribute; at compile time, for a model that has no cache,
@@ -64,7 +65,7 @@ class MInference(BlockSelection):
     """
 
     patterns: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    judged: int = 64
+    last_tokens: int = 64
 
     name = "minference"
     selector = HeadPatterns()
@@ -76,8 +77,8 @@ class MInference(BlockSelection):
                 "MInference: give calibration texts, on which the pattern of each head is "
                 "searched, or patterns that were"
             )
-        if self.judged < 1:
-            raise ValueError(f"MInference: judged={self.judged} must be at least 1")
+        if self.last_tokens < 1:
+            raise ValueError(f"MInference: last_tokens={self.last_tokens} must be at least 1")
         for layer, names in self.patterns.items():
             for name in names:
                 if name not in PATTERNS:
@@ -115,7 +116,7 @@ class MInference(BlockSelection):
                 if own
             )
             if layer in errors:
-                reason += f": mean error {errors[layer]:.1%} in the search"
+                reason += f": mean error {errors[layer]:.1%} of the last {self.last_tokens} tokens"
             yield Decision(self._site(layer), "attention patterns", "rewritten", reason, self.name)
 
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
@@ -145,7 +146,7 @@ class MInference(BlockSelection):
             layers[layer] = None
             # As a prompt comes: in each chunk its own latest queries choose.
             for first, end in pairwise(ops.chunk_bounds(tokens)):
-                last = self.judged - (tokens - end)
+                last = self.last_tokens - (tokens - end)
                 if last <= 0:
                     continue
                 part = attended.part(first, end)

@@ -9,12 +9,12 @@ import torch
 from torch import fx
 
 from sparsify import ops
-from sparsify.ops import PAGE
+from sparsify.ops import BOUND_PARTS, PAGE
 from sparsify.passes.select_pages import PageSelection, keep_bounds
 from sparsify.rewriter import Rewriter
 from sparsify.selectors import PageBounds
 
-_KEYS = (4, 8, PAGE)
+_KEYS = tuple(PAGE // parts for parts in BOUND_PARTS)
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Quest(PageSelection):
     keeps as well.
 
     Attributes:
-        keys: tokens whose least and largest keys are kept together: 16, which is a page, 8 or 4.
-            The fewer, the truer is the promise, and the more there is to keep and to read: for 16,
-            an eighth of what the keys take, for 4 one half. `PageSelection` has the others.
+        bound_keys: how many keys share their least and largest features: 16, those of a page as in
+            the paper, or 8 or 4 of it. What is read stays whole pages. The fewer share, the truer
+            is the promise, and the more there is to keep and to look through: for 16 a sixteenth of
+            what the cache takes, for 4 a quarter. `PageSelection` has the others.
 
     Raises:
         ValueError: naming the attribute.
@@ -47,26 +48,30 @@ class Quest(PageSelection):
     2024.
     """
 
-    keys: int = 4
+    bound_keys: int = 4
 
     name = "quest"
     selector = PageBounds()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keys not in _KEYS:
+        if self.bound_keys not in _KEYS:
             raise ValueError(
-                f"Quest: keys={self.keys} must be one of {', '.join(map(str, _KEYS))}: a page of "
-                f"{PAGE} tokens or a part of one"
+                f"Quest: bound_keys={self.bound_keys} must be one of {', '.join(map(str, _KEYS))}: "
+                "those of a page, or of a part of one"
             )
 
+    @property
+    def _chosen_by(self) -> str:
+        return f"{self.selector.spec} of {self.bound_keys} keys"
+
     def tensors(self, rewriter: Rewriter, node: fx.Node) -> Sequence[fx.Node]:
-        return (keep_bounds(rewriter, node, PAGE // self.keys),)
+        return (keep_bounds(rewriter, node, PAGE // self.bound_keys),)
 
     def tensors_of(
         self, keys: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, layer: int
     ) -> list[torch.Tensor]:
         _, count, kv_heads, head_dim, _ = keys.shape
-        bounds = torch.zeros(1, count, kv_heads, 2, head_dim, PAGE // self.keys)
+        bounds = torch.zeros(1, count, kv_heads, 2, head_dim, PAGE // self.bound_keys)
         ops.page_bounds.reference(bounds, keys, pages, lengths, lengths, 0)
         return [bounds]

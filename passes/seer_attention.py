@@ -33,7 +33,8 @@ class SeerAttention(BlockSelection):
 
     Attributes:
         gates: by layer, float32 ``[heads, head_dim, head_dim]``, as `train_gates` returns them;
-            without them they are trained on ``calibration`` when the model is compiled.
+            without them they are trained on ``calibration`` when the model is compiled. Gates are
+            for blocks of as many keys as they were trained with.
             `BlockSelection` has the others.
 
     Raises:

@@ -114,6 +114,11 @@ class PageSelection(GraphPass):
         return type(self).__name__
 
     @property
+    def _chosen_by(self) -> str:
+        """What selects, in reports."""
+        return self.selector.spec
+
+    @property
     def _always(self) -> tuple[int, int]:
         """Pages of sinks, and recent ones."""
         return -(-self.sinks // PAGE), -(-self.recent // PAGE)
@@ -228,7 +233,7 @@ class PageSelection(GraphPass):
         Args:
             before: what the layers before it left to this one.
         """
-        reason = f"reads at most {self.budget} tokens, in pages that {self.selector.spec} selects"
+        reason = f"reads at most {self.budget} tokens, in pages that {self._chosen_by} selects"
         return Step(self.call(rewriter, node, tensors), None, reason)
 
     def call(self, rewriter: Rewriter, node: fx.Node, tensors: Sequence[fx.Node]) -> fx.Node:
@@ -283,10 +288,18 @@ def keep_bounds(rewriter: Rewriter, node: fx.Node, parts: int) -> fx.Node:
     """Has the bounds of an attention's pages, in so many parts, kept up before it.
 
     Returns the state.
+
+    Raises:
+        ValueError: the cache has bounds of other parts already.
     """
     options = arguments(node)
     layers, pages, kv_heads, head_dim, _ = shape_of(options["keys"])
     bounds = rewriter.add_state(BOUNDS, (layers, pages, kv_heads, 2, head_dim, parts))
+    if (kept := shape_of(bounds)[-1]) != parts:
+        raise ValueError(
+            f"another recipe keeps bounds of {PAGE // int(kept)} keys in this cache, this one "
+            f"needs those of {PAGE // parts}; give both the same"
+        )
     names = ("keys", "pages", "lengths", "counts", "layer")
     lengths = rewriter.call(ops.page_bounds.overload, (bounds, *(options[name] for name in names)))
     set_arguments(node, lengths=lengths)

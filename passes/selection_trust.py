@@ -1,8 +1,8 @@
 """What selections of pages and of blocks cost each head, on the texts of a calibration.
 
-Blocks are selected in prefill, which runs as it was rewritten, in chunks as long prompts do. Pages
-are selected for single tokens, so the last tokens of each text stand for those that would be
-generated.
+Blocks are selected in prefill, which runs as it was rewritten, in chunks, as a long prompt alone
+does. Pages are selected for single tokens, so the last tokens of each text stand for those that
+would be generated.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import fx
 from sparsify import ops
 from sparsify.calibration import Calibration
 from sparsify.ops import PAGE, seen_blocks
+from sparsify.ops.running_maximum import TILE
 from sparsify.passes.attention_trust import AttentionTrust
 from sparsify.passes.graph import arguments
 from sparsify.program import Program
@@ -97,10 +98,10 @@ def each_attention(
             .transpose(0, 1)
             for source, start, count in parts
         )
-        if node in cached:
-            pairs = zip(cached[node], (key, value), strict=True)
-            key, value = (torch.cat(pair, 1) for pair in pairs)
-        cached[node] = (key, value)
+        if in_chunks:
+            before = cached.get(node, (key[:, :0], value[:, :0]))
+            pairs = zip(before, (key, value), strict=True)
+            cached[node] = key, value = tuple(torch.cat(pair, 1) for pair in pairs)
         visit(Attended(options, query, key, value, None if chosen is None else values[chosen][0]))
 
     watched = set(attentions)
@@ -185,7 +186,8 @@ def observe_selection(
     """Adds one attention that reads ``selected`` blocks of so many queries and pages.
 
     Args:
-        last: only so many of its queries count, the last ones.
+        last: only so many of its queries count, the last ones, up to whole tiles, which skip
+            together.
     """
     assert isinstance(block, Sequence)
     options, total = attended.options, attended.key.shape[1]
@@ -196,7 +198,7 @@ def observe_selection(
     kept = seen_blocks(selected, count, total, block)
     kept = kept.repeat_interleave(heads // len(kept), 0)
     visible = torch.arange(total) <= torch.arange(total - count, total)[:, None]
-    judged = slice(0 if last is None else max(count - last, 0), None)
+    judged = slice(0 if last is None else max(count - last, 0) // TILE * TILE, None)
     trust.observe(
         name(layer),
         attended.query[:, judged],

@@ -70,8 +70,8 @@ class Calibration:
             program: one that takes these inputs: the entry ``prefill`` of a language model,
                 which then runs each text in an empty cache.
             watch: sees the results of ``nodes``, which it must not change.
-            in_chunks: a text comes as a long prompt does, cut by `chunk_bounds`, and not at once;
-                the outputs are those of its last chunk.
+            in_chunks: a text comes as a long prompt alone does, cut by `chunk_bounds`, and not at
+                once; the outputs are those of its last chunk.
         """
         watcher = _Watcher(program, watch, frozenset(nodes))
         outputs = []
@@ -179,6 +179,8 @@ def _prompt(
             f"calibration: program {program.name!r} is of a language model; a batch must be the "
             "token ids of one text, int64 of one dimension"
         )
+    if len(ids) == 0:
+        raise ValueError("calibration: a text has no tokens; leave it out")
     names = {node.name: node for node in program.user_inputs()}
     layers, _, kv_heads, head_dim, _ = names["keys"].meta["val"].shape
     width = -(-len(ids) // PAGE)

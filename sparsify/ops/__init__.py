@@ -13,7 +13,7 @@ from sparsify.ops.library import OPERATORS, Operator
 from sparsify.ops.linear import ACTIVATIONS, sparse_linear
 from sparsify.ops.list_blocks import list_blocks
 from sparsify.ops.norm import fused_norm
-from sparsify.ops.page_selection import page_bounds, select_pages
+from sparsify.ops.page_selection import BOUND_PARTS, page_bounds, select_pages
 from sparsify.ops.rotary import rotary
 from sparsify.ops.route import route
 from sparsify.ops.running_maximum import below_maximum
@@ -23,6 +23,7 @@ LINEARS = frozenset(operator.overload for operator in (sparse_linear, active_lin
 
 __all__ = [
     "ACTIVATIONS",
+    "BOUND_PARTS",
     "CHUNK_TOKENS",
     "DENSITY_STEPS",
     "LINEARS",

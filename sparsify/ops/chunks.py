@@ -14,6 +14,13 @@ def chunk_bounds(length: int, rows: int = 1) -> list[int]:
 
     Cuts are at whole blocks: recipes choose what a block of queries reads, and a prompt must have
     the same blocks however many others it comes with.
+
+    Args:
+        length: tokens of the longest prompt, at least 1.
+        rows: prompts that come together, at most 8.
+
+    Returns:
+        Ascending, from 0 to ``length``: a chunk lies between two that follow each other.
     """
     blocks = -(-length // BLOCK)
     chunks = -(-blocks // (CHUNK_TOKENS // (rows * BLOCK)))

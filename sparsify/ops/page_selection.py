@@ -10,6 +10,19 @@ from sparsify.ops.kv_cache import PAGE
 from sparsify.ops.library import declare
 from sparsify.selectors import page_selector
 
+BOUND_PARTS = (1, 2, 4)
+"""Into how many parts with bounds of their own a page may be cut."""
+
+
+def _check_bounds(bounds: torch.Tensor) -> None:
+    torch._check(
+        bounds.dim() == 6 and bounds.shape[3] == 2 and int(bounds.shape[5]) in BOUND_PARTS,
+        lambda: (
+            f"bounds of pages have shape {tuple(bounds.shape)}; it must be [layers, pages, "
+            f"kv_heads, 2, head_dim, parts], with {', '.join(map(str, BOUND_PARTS))} parts"
+        ),
+    )
+
 
 def _fake_bounds(
     bounds: torch.Tensor,
@@ -19,6 +32,7 @@ def _fake_bounds(
     counts: torch.Tensor,
     layer: int,
 ) -> torch.Tensor:
+    _check_bounds(bounds)
     return torch.empty_like(lengths)
 
 
@@ -72,7 +86,9 @@ def _fake_select(
     sinks: int = 1,
     recent: int = 1,
 ) -> torch.Tensor:
-    page_selector(selector).named(tensors)
+    for name, tensor in page_selector(selector).named(tensors):
+        if name == "bounds":
+            _check_bounds(tensor)
     torch._check(
         sinks >= 0 and recent >= 1 and budget > sinks + recent,
         lambda: (

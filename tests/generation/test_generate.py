@@ -85,7 +85,8 @@ def test_long_prompts_run_in_chunks(
     _, compiled = both
     prompts = tiny_lm.prompts(61, (150, 3, 65))
     whole = compiled.generate(prompts, max_new_tokens=4)
-    monkeypatch.setattr("sparsify.generation.causal_lm.CHUNK_TOKENS", 192)
+    monkeypatch.setattr("sparsify.ops.chunks.CHUNK_TOKENS", 192)
+    assert chunk_bounds(150, 3) == [0, 64, 128, 150]
     assert torch.equal(compiled.generate(prompts, max_new_tokens=4), whole)
 
 
@@ -222,7 +223,8 @@ def test_a_prompt_that_fails_half_way_leaves_the_cache_as_it_was(
     llama: Any, tiny_lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, compiled = llama
-    monkeypatch.setattr("sparsify.generation.causal_lm.CHUNK_TOKENS", 64)
+    monkeypatch.setattr("sparsify.ops.chunks.CHUNK_TOKENS", 64)
+    assert chunk_bounds(150) == [0, 64, 128, 150]
     (prompt,) = tiny_lm.prompts(61, [150])
     wrong = prompt.clone()
     wrong[100] = 61

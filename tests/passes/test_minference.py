@@ -91,7 +91,7 @@ def test_each_head_gets_the_pattern_that_it_was_made_for(looks: tuple[str, ...])
     made_for = {"line": "vertical_slash", "near": "a_shape", "block": "block_sparse"}
     numbers = {"near": 0, "line": 1, "block": 2}
     text = Calibration([torch.arange(TOKENS)])
-    recipe = sparsify.MInference(0.6, calibration=text, budget_error=0.02, judged=TOKENS)
+    recipe = sparsify.MInference(0.6, calibration=text, budget_error=0.02, last_tokens=TOKENS)
     result = run_pipeline(Constructed(looks).program(), [recipe])
     prefill = result.programs["prefill"]
     (selection,) = calls(prefill, "select_blocks")
@@ -111,10 +111,10 @@ def test_each_head_gets_the_pattern_that_it_was_made_for(looks: tuple[str, ...])
             run_pipeline(Constructed(looks).program(), [alone])
 
 
-@pytest.mark.parametrize("judged, name", [(4, "vertical_slash"), (TOKENS, "block_sparse")])
-def test_the_last_tokens_of_a_text_choose(judged: int, name: str) -> None:
+@pytest.mark.parametrize("last_tokens, name", [(4, "vertical_slash"), (TOKENS, "block_sparse")])
+def test_the_last_tokens_of_a_text_choose(last_tokens: int, name: str) -> None:
     text = Calibration([torch.arange(TOKENS)])
-    recipe = sparsify.MInference(0.4, calibration=text, judged=judged)
+    recipe = sparsify.MInference(0.4, calibration=text, last_tokens=last_tokens)
     result = run_pipeline(Constructed(("asks", "line", "asks", "line")).program(), [recipe])
     (told,) = (d.reason for d in result.decisions if d.operator == "attention patterns")
     heads = [0, 1, 2, 3] if name == "vertical_slash" else [0, 2]
@@ -151,7 +151,7 @@ def test_no_pattern_for_all_heads_is_better_where_it_was_searched(llama: Program
         heads = [d for d in decisions if d.operator == "attention head" and "layers.0" in d.site]
         return [float(d.error or 0.0) for d in heads]
 
-    best = errors(replace(RECIPE, judged=200))
+    best = errors(replace(RECIPE, last_tokens=200))
     for name in ("a_shape", "vertical_slash", "block_sparse"):
         alone = errors(replace(RECIPE, patterns={0: [name] * 4, 1: [name] * 4}))
         assert len(best) == len(alone) == 4
@@ -190,7 +190,7 @@ def test_what_is_not_rewritten_is_not_searched(window: int, options: dict[str, A
     "options, message",
     [
         ({}, "give calibration texts"),
-        ({"calibration": TEXTS, "judged": 0}, "judged=0 must be at least 1"),
+        ({"calibration": TEXTS, "last_tokens": 0}, "last_tokens=0 must be at least 1"),
         ({"patterns": {0: ["a_shape", "dilated"]}}, "'dilated' for a head of layer 0; there are"),
         ({"patterns": {0: ["a_shape"] * 3}}, "3 names for layer 0, which has 4 query heads"),
         ({"patterns": {0: ["a_shape"] * 4}}, "0 names for layer 1, which has 4"),

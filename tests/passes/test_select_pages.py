@@ -183,6 +183,28 @@ def test_important_channels_tell_keys_apart(llama: ProgramSet) -> None:
     assert found.tolist() == total.topk(2).indices.sort().values.tolist()
 
 
+@pytest.mark.parametrize("bound_keys", [4, 8, 16])
+def test_bounds_are_kept_for_as_many_keys_as_asked(llama: ProgramSet, bound_keys: int) -> None:
+    recipe = sparsify.Quest(**SMALL, bound_keys=bound_keys, calibration=TEXTS)
+    result = run_pipeline(llama, [recipe])
+    for program in result.programs:
+        (bounds,) = (n for n in program.state() if n.name == "bounds")
+        assert bounds.meta["val"].shape[2:] == (2, 2, 6, PAGE // bound_keys)
+    reasons = {d.reason for d in result.decisions if d.site == "decode.layers.0.attention"}
+    assert any(f"page_bounds of {bound_keys} keys" in reason for reason in reasons)
+    heads = [d for d in result.decisions if d.operator == "attention head"]
+    assert heads and all(d.error is not None for d in heads)
+
+
+def test_recipes_agree_on_what_has_bounds(llama: ProgramSet) -> None:
+    first = sparsify.Quest(**{**SMALL, "skip": ("*layers.1.*",)}, bound_keys=4)
+    second = sparsify.Quest(**{**SMALL, "skip": ("*layers.0.*",)}, bound_keys=16)
+    with pytest.raises(ValueError, match="keeps bounds of 4 keys in this cache, this one needs"):
+        run_pipeline(llama, [first, second])
+    both = run_pipeline(llama, [first, replace(second, bound_keys=4)])
+    assert len(calls(both.programs["decode"], "select_pages")) == 2
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_layers_that_are_switched_off_are_not_judged(llama: ProgramSet, name: str) -> None:
     recipe = replace(RECIPES[name], calibration=TEXTS)
@@ -202,6 +224,7 @@ def test_layers_that_are_switched_off_are_not_judged(llama: ProgramSet, name: st
         ({"sinks": 600}, "leaves nothing to choose"),
         ({"recent": 0}, "at least 1"),
         ({"sinks": -1}, "at least 0"),
+        ({"bound_keys": 5}, "must be one of 16, 8, 4"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, int], message: str) -> None:

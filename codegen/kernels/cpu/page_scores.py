@@ -8,7 +8,7 @@ memory.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm.tirx.script.builder import ir as T
 
@@ -40,12 +40,12 @@ class PageScores(ABC):
     def __init__(
         self,
         spec: SelectPages,
-        tasks: Expr,
         cache: CacheOperands,
         query: Expr,
         keys: Expr,
         tensor: Expr,
         scores: Expr,
+        tasks: Expr,
     ) -> None:
         self.spec, self.cache = spec, cache
         self.query, self.keys, self.tensor, self.scores = query, keys, tensor, scores
@@ -61,19 +61,12 @@ class PageScores(ABC):
         """Emits what must hold of the parameter before it is read."""
 
     def score(
-        self,
-        task: Expr,
-        sequence: Expr,
-        token: Expr,
-        head: Expr,
-        pages: Expr,
-        at: Expr,
-        padded: Expr,
+        self, sequence: Expr, token: Expr, head: Expr, pages: Expr, at: Expr, padded: Expr
     ) -> None:
         """The scores of the first ``pages`` pages, from offset ``at`` of the buffer."""
         spec = self.spec
         source = bind(token * spec.features + spec.offset + head * (self.group * self.dim))
-        query, stride = self.prepare(task, source)
+        query, stride = self.prepare(token, head, source)
         self.sequence, self.head, self.last = sequence, head, bind(pages - 1)
         with T.serial(pages) as page:
             self.begin(page)
@@ -84,7 +77,7 @@ class PageScores(ABC):
                 ),
             )
 
-    def prepare(self, task: Expr, source: Expr) -> tuple[Expr, int]:
+    def prepare(self, token: Expr, head: Expr, source: Expr) -> tuple[Expr, int]:
         """Where the query of the group's first head is, and how far the next one is behind it."""
         return source, self.dim
 
@@ -104,8 +97,17 @@ class BoundScores(PageScores):
     least: so the query is split by sign first, and repeated for all parts, which lie in lanes.
     """
 
-    def __init__(self, spec: SelectPages, tasks: Expr, *rest: Any) -> None:
-        super().__init__(spec, tasks, *rest)
+    def __init__(
+        self,
+        spec: SelectPages,
+        cache: CacheOperands,
+        query: Expr,
+        keys: Expr,
+        tensor: Expr,
+        scores: Expr,
+        tasks: Expr,
+    ) -> None:
+        super().__init__(spec, cache, query, keys, tensor, scores, tasks)
         self.size = self.dim * spec.parts
         self.signed = T.alloc_buffer(
             (tasks * (2 * self.group * self.size),), "float32", scope="global"
@@ -115,9 +117,9 @@ class BoundScores(PageScores):
     def operand(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
         return cache.bounds
 
-    def prepare(self, task: Expr, source: Expr) -> tuple[Expr, int]:
+    def prepare(self, token: Expr, head: Expr, source: Expr) -> tuple[Expr, int]:
         stride, parts = 2 * self.size, self.spec.parts
-        target = bind(task * (self.group * stride))
+        target = bind((token * self.spec.kv_heads + head) * (self.group * stride))
         with T.serial(T.int64(self.group)) as h, T.serial(T.int64(self.dim)) as d:
             q = bind(self.query[source + h * self.dim + d])
             at = bind(target + h * stride + d * parts)
@@ -186,8 +188,8 @@ class ProductScores(PageScores):
         self.after = bind(self.cache.block(self.sequence, following, self.head))
 
     def page(self, query: Expr, target: Expr, heads: int, padded: Expr) -> None:
-        width, parts = self.width, PAGE // self.width
-        total = Registers(heads * parts, width)
+        width, vectors = self.width, PAGE // self.width
+        total = Registers(heads * vectors, width)
         for i in range(len(total)):
             total[i] = splat(0.0, width)
         count = self.dim if self.spec.channels is None else self.spec.channels
@@ -197,17 +199,17 @@ class ProductScores(PageScores):
                 d = bind(i64(self.tensor[self.head * count + number]))
             prefetch(self.keys, self.after + d * PAGE)
             keys = [
-                bind(load(self.keys, self.at + (d * PAGE + part * width), width))
-                for part in range(parts)
+                bind(load(self.keys, self.at + (d * PAGE + vector * width), width))
+                for vector in range(vectors)
             ]
             for h in range(heads):
                 q = bind(splat(self.query[query + (h * self.dim + d)], width))
-                for part, key in enumerate(keys):
-                    total[h * parts + part] = total[h * parts + part] + key * q
+                for vector, key in enumerate(keys):
+                    total[h * vectors + vector] = total[h * vectors + vector] + key * q
         for h in range(heads):
-            largest = total[h * parts]
-            for part in range(1, parts):
-                largest = T.max(largest, total[h * parts + part])
+            largest = total[h * vectors]
+            for vector in range(1, vectors):
+                largest = T.max(largest, total[h * vectors + vector])
             largest = reduce_lanes(bind(largest), width, T.max)
             store(self.scores, target + h * padded, largest, 1)
 

@@ -63,7 +63,8 @@ class SelectPages:
     def name(self) -> str:
         heads = f"h{self.heads}_{self.kv_heads}_{self.head_dim}_{self.features}p{self.offset}"
         pages = f"{self.budget}_{self.sinks}_{self.recent}"
-        scoring = f"{self.scoring}{self.parts if self.channels is None else self.channels}"
+        channels = "" if self.channels is None else f"c{self.channels}"
+        scoring = f"{self.scoring}{self.parts}{channels}"
         return f"select_pages_{scoring}_{self.isa.name}_{heads}_{pages}"
 
     def build(self) -> Any:
@@ -109,7 +110,7 @@ class _Emitter:
             )
             self.ranks = T.alloc_buffer((tasks * self.padded,), "int32", scope="global")
             cache.check_reads(self.lengths, self.counts, self.length, WHOLE)
-            scored = scoring(spec, tasks, cache, query, keys, tensor, self.scores)
+            scored = scoring(spec, cache, query, keys, tensor, self.scores, tasks)
             scored.check()
             with T.parallel(tasks) as task:
                 self._task(task, scored)
@@ -134,7 +135,7 @@ class _Emitter:
 
         def best() -> None:
             at = bind(task * (self.padded * self.group))
-            scored.score(task, sequence, token, head, newest, at, self.padded)
+            scored.score(sequence, token, head, newest, at, self.padded)
             ranked = TopRanks(self.ranks, bind(task * self.padded), newest, self.width)
             self._rank(ranked, at)
             # The newest page is not ranked; it is read.

@@ -193,7 +193,7 @@ def along(count: Expr | int, width: int, body: Callable[[Expr, int], None]) -> N
 def reduce_lanes(
     value: Expr, width: int, combine: Callable[[Expr, Expr], Expr], lanes: int = 1
 ) -> Expr:
-    """So many lanes of a vector's, in log2(width / lanes) steps: each of every ``lanes``-th."""
+    """So many lanes, in log2(width / lanes) steps; lane i is of lanes i, i + lanes, and so on."""
     while width > lanes:
         width //= 2
         low, high = (T.Shuffle([value], list(range(start, start + width))) for start in (0, width))
@@ -204,7 +204,7 @@ def reduce_lanes(
 def fold_neighbours(
     value: Expr, width: int, lanes: int, combine: Callable[[Expr, Expr], Expr]
 ) -> Expr:
-    """So many lanes of a vector's, each of ``width / lanes`` that follow each other."""
+    """So many lanes, each of ``width / lanes`` of the vector's that follow each other."""
     while width > lanes:
         even, odd = (T.Shuffle([value], list(range(start, width, 2))) for start in (0, 1))
         value = bind(combine(even, odd))

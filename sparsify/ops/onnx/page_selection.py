@@ -90,7 +90,8 @@ _SCORES = {
         "each_product = Mul(wide_query, head_bounds)",
         integer("of_bounds", 5),
         "larger = ReduceMax <keepdims: int = 0> (each_product, of_bounds)",
-        "part_scores = ReduceSum <keepdims: int = 0> (larger, of_bounds)",
+        integer("of_features", 5),
+        "part_scores = ReduceSum <keepdims: int = 0> (larger, of_features)",
         "any_scores = ReduceMax <keepdims: int = 0> (part_scores, last)",
     ),
     "products": (

@@ -59,6 +59,7 @@ CASES = {
     "many heads": Case("page_bounds", 7, 1, 33, 20, 0, 1),
     "exact": Case("exact", 4, 1, 24, 8, 0, 3),
     "channels": Case("channels", 6, 2, 24, 6, channels=5),
+    "one channel": Case("channels", 4, 1, 24, 8, 0, 3, channels=1),
     "latest": Case("latest", 4, 2, 9, 4, 2, 1),
 }
 
@@ -204,8 +205,11 @@ def test_a_page_with_a_key_like_the_query_is_read(select: Run) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e30, math.nan])
-def test_whatever_the_query_the_lists_are_sound(select: Run, attend: Run, scale: float) -> None:
-    case = CASES["bounds"]
+@pytest.mark.parametrize("name", ["bounds", "bounds of 4 keys"])
+def test_whatever_the_query_the_lists_are_sound(
+    select: Run, attend: Run, scale: float, name: str
+) -> None:
+    case = CASES[name]
     given = Operands.random(case, 1, [1000, 40], [1, 1])
     given.query *= scale
     found = select(case, given)

@@ -56,8 +56,13 @@ def bounds_of(keys, parts):
 
 def selections() -> list[Case]:
     found = []
-    for number, (batch, length) in enumerate([*TOKENS, *TOKENS[:3]]):
-        cache, selector = long_cache(batch, length), SELECTORS[number % len(SELECTORS)]
+    sizes = [*TOKENS, *TOKENS[:3]]
+    chosen_by = [SELECTORS[number % len(SELECTORS)] for number in range(len(sizes))]
+    # A long cache for each number of parts.
+    sizes += [TOKENS[-1]] * len(PARTS)
+    chosen_by += ["page_bounds"] * len(PARTS)
+    for number, ((batch, length), selector) in enumerate(zip(sizes, chosen_by, strict=True)):
+        cache = long_cache(batch, length)
         budget, sinks, recent = 5, number % 2, 1 + number % 3
         parts = PARTS[number % len(PARTS)]
         query = torch.randn(batch, length, 14)
