@@ -99,9 +99,10 @@ def each_attention(
             for source, start, count in parts
         )
         if in_chunks:
-            before = cached.get(node, (key[:, :0], value[:, :0]))
-            pairs = zip(before, (key, value), strict=True)
-            cached[node] = key, value = tuple(torch.cat(pair, 1) for pair in pairs)
+            if node in cached:
+                before = cached[node]
+                key, value = torch.cat((before[0], key), 1), torch.cat((before[1], value), 1)
+            cached[node] = (key, value)
         visit(Attended(options, query, key, value, None if chosen is None else values[chosen][0]))
 
     watched = set(attentions)
