@@ -119,6 +119,28 @@ def test_a_language_model_decodes_under_sanitizers(
     assert host.run(program, "?", 5, 1).stdout == "the state was not initialised\n"
 
 
+@pytest.mark.isa("x86-avx2")
+def test_a_language_model_selects_what_it_reads(tiny_lm: Any, host: Any, tmp_path: Path) -> None:
+    """Bounds of keys are state beside the cache, which is wiped with it."""
+    recipe = (
+        sparsify.Quest(48, skip=(), bound_keys=8),
+        sparsify.VerticalSlash(0.25, recent=0),
+    )
+    compiled = sparsify.compile(tiny_lm.MODELS["llama"](), recipe=recipe)
+    compiled.export_c(tmp_path, target="x86-avx2", max_tokens=TOKENS, chunk=CHUNK)
+    assert "float *bounds; " in (tmp_path / "model.h").read_text()
+    (tmp_path / "decode.c").write_text(DECODE)
+    program = host.build(tmp_path, sources=("decode.c",), flags=SANITIZERS)
+    prompt = torch.randint(1, 61, (122,))
+    cache, wanted = compiled.new_cache(1, TOKENS), []
+    for piece in prompt.split(CHUNK):
+        logits = compiled(piece[None], cache)
+    for _ in range(14):
+        wanted.append(int(logits.argmax(-1)))
+        logits = compiled(torch.tensor([wanted[-1:]]), cache)
+    assert decoded(host, program, prompt, 14) == [wanted, wanted]
+
+
 @pytest.mark.parametrize("target", [
     pytest.param("raspberry-pi/4b", marks=pytest.mark.slow),
     pytest.param("wasm-simd", marks=pytest.mark.slow),

@@ -9,7 +9,8 @@ from tvm import tirx
 from tvm.ir import Range
 from tvm.s_tir import SBlock
 from tvm.sym import Analyzer
-from tvm.tirx import AllocBuffer
+from tvm.tirx import AllocBuffer, Bind
+from tvm.tirx.analysis import undefined_vars
 from tvm_ffi.structural import structural_walk
 
 from sparsify.codegen.emit.c.arena import Bounds, aligned
@@ -30,10 +31,13 @@ def scratch_bytes(module: tvm.IRModule, code: StraightCode, bounds: Bounds) -> i
 
 def _bytes_of(module: tvm.IRModule, call: Call, bounds: Bounds) -> int:
     function = module[call.kernel]
-    buffers = _buffers(function.body)
+    buffers, names = _buffers(function.body)
     if not buffers:
         return 0
     analyzer = _bound_symbols(function, call, bounds)
+    for buffer in buffers:
+        for extent in buffer.shape:
+            _define(analyzer, extent, names)
     total = 0
     for buffer in buffers:
         size = -(-buffer.dtype.bits * buffer.dtype.lanes // 8)
@@ -47,8 +51,10 @@ def _bytes_of(module: tvm.IRModule, call: Call, bounds: Bounds) -> int:
     return total
 
 
-def _buffers(body: Any) -> list[Any]:
+def _buffers(body: Any) -> tuple[list[Any], dict[Any, Any]]:
+    """The buffers of a kernel, and the values that it gives names to."""
     found: list[Any] = []
+    names: dict[Any, Any] = {}
 
     def allocation(statement: Any) -> None:
         found.append(statement.buffer)
@@ -56,8 +62,20 @@ def _buffers(body: Any) -> list[Any]:
     def block(statement: Any) -> None:
         found.extend(statement.alloc_buffers)
 
-    structural_walk(body, [(AllocBuffer, allocation), (SBlock, block)])
-    return found
+    def name(statement: Any) -> None:
+        names[statement.var] = statement.value
+
+    structural_walk(body, [(AllocBuffer, allocation), (SBlock, block), (Bind, name)])
+    return found, names
+
+
+def _define(analyzer: Analyzer, value: Any, names: dict[Any, Any]) -> None:
+    """Tells the analyser what the names in a value stand for, each once."""
+    for symbol in undefined_vars(value):
+        if symbol in names:
+            meant = names.pop(symbol)
+            _define(analyzer, meant, names)
+            analyzer.bind(symbol, meant)
 
 
 def _bound_symbols(function: Any, call: Call, bounds: Bounds) -> Analyzer:
