@@ -273,6 +273,34 @@ def test_a_language_model_with_its_cache(tiny_lm: ModuleType, tmp_path: Path, na
         starts, counts, ids = starts + counts, torch.ones_like(counts), torch.randint(0, 61, (2, 1))
 
 
+def test_a_language_model_that_selects_what_it_reads(tiny_lm: ModuleType, tmp_path: Path) -> None:
+    """Bounds of keys go in and come out beside the cache."""
+    recipes = [
+        sparsify.Quest(48, skip=(), bound_keys=4),
+        sparsify.VerticalSlash(0.25, recent=0),
+    ]
+    programs = run_pipeline(tiny_lm.portable_programs("llama"), recipes).programs
+    for entry in programs:
+        export(entry, Report(), tmp_path / f"{entry.name}.onnx")
+    state = tuple(
+        torch.zeros([12 if not isinstance(n, int) else n for n in v.meta["val"].shape])
+        for v in programs["decode"].state()
+    )
+    assert [tuple(s.shape[2:]) for s in state] == [(2, 6, 16), (2, 16, 6), (2, 2, 6, 4)]
+    here = state
+    pages = torch.randperm(12, dtype=torch.int32).view(2, 6)
+    starts, counts = torch.zeros(2, dtype=torch.int64), torch.tensor([83, 70])
+    ids = torch.randint(0, 61, (2, 83))
+    for entry in ("prefill", "decode", "decode", "decode"):
+        inputs = (ids, pages, starts, counts)
+        keys, values, bounds = state
+        expected = programs[entry].run(*inputs, keys, values, bounds=bounds)
+        found, *here = run(tmp_path / f"{entry}.onnx", *inputs, *here)
+        assert error(found, expected) <= 1e-4
+        assert all(error(new, own) <= 1e-4 for new, own in zip(here, state, strict=True))
+        starts, counts, ids = starts + counts, torch.ones_like(counts), torch.randint(0, 61, (2, 1))
+
+
 class Spectra(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.linalg.svdvals(x) + torch.linalg.eigvalsh(x @ x.T)
