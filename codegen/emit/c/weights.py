@@ -21,6 +21,7 @@ class Weights:
         self.nbytes = ALIGNMENT
         self._offsets: dict[str, int] = {}
         self._tensors: list[torch.Tensor] = []
+        self._identity: bytes | None = None
 
     def add(self, code: StraightCode, program: Program) -> list[int]:
         """Offsets of the weights of an entry, in its order; weights of one name are kept once."""
@@ -40,6 +41,7 @@ class Weights:
         if name not in self._offsets:
             self._offsets[name] = self.nbytes
             self._tensors.append(tensor.detach().contiguous())
+            self._identity = None
             self.nbytes += aligned(tensor.nbytes)
         return self._offsets[name], tensor.nbytes
 
@@ -50,10 +52,12 @@ class Weights:
 
     def identity(self) -> bytes:
         """``sparsify``, 24 spare bytes, and the SHA-256 of what follows."""
-        total = hashlib.sha256()
-        for part in self._parts():
-            total.update(part)
-        return b"sparsify".ljust(ALIGNMENT - 32, b"\0") + total.digest()
+        if self._identity is None:
+            total = hashlib.sha256()
+            for part in self._parts():
+                total.update(part)
+            self._identity = b"sparsify".ljust(ALIGNMENT - 32, b"\0") + total.digest()
+        return self._identity
 
     def write(self, path: Path) -> None:
         with open(path, "wb") as file:
