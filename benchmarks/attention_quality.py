@@ -58,7 +58,7 @@ DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "vertical_slash": lambda _: sparsify.VerticalSlash,
     "minference": lambda tokenizer: partial(sparsify.MInference, calibration=facts(tokenizer)),
     "seer_attention": lambda tokenizer: partial(
-        sparsify.SeerAttention, calibration=facts(tokenizer, _TRAINED, range(3))
+        sparsify.SeerAttention, calibration=facts(tokenizer, _TRAINED)
     ),
 }
 """Recipes of prompts by their densities; of a tokenizer, as some are calibrated on texts."""
@@ -87,7 +87,7 @@ _REVIEWS = 100
 _SEARCHED = (1000, 2000)
 """Tokens of the texts that patterns of heads are searched on, three of each."""
 _TRAINED = (1000, 2000, 4000)
-"""Tokens of the texts that gates are trained on, nine of each."""
+"""Tokens of the texts that gates are trained on, three of each."""
 _OTHER = "The lucky number of the old sailor is"
 """What texts for calibration tell and ask: nothing that is looked for in the end."""
 

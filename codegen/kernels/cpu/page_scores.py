@@ -1,8 +1,8 @@
 """How a page is scored for the query heads of a key head: the members of `SelectPages`.
 
 Each emits its scores of the full pages of one sequence, ``[group, padded]`` in a buffer. Query
-heads share what is loaded of a page, and the page after is prefetched: pages have no order in
-memory.
+heads share what is loaded of a page, and a page some way ahead is prefetched: pages have no order
+in memory.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from sparsify.codegen.kernels.cpu.select_pages import SelectPages
 
 
+AHEAD = 4
+"""How far before it is scored a page is prefetched."""
+
+
 class PageScores(ABC):
     """One way of scoring, with its tensor declared."""
 
@@ -45,7 +49,7 @@ class PageScores(ABC):
         keys: Expr,
         tensor: Expr,
         scores: Expr,
-        tasks: Expr,
+        segments: Expr,
     ) -> None:
         self.spec, self.cache = spec, cache
         self.query, self.keys, self.tensor, self.scores = query, keys, tensor, scores
@@ -61,29 +65,41 @@ class PageScores(ABC):
         """Emits what must hold of the parameter before it is read."""
 
     def score(
-        self, sequence: Expr, token: Expr, head: Expr, pages: Expr, at: Expr, padded: Expr
+        self,
+        number: Expr,
+        sequence: Expr,
+        token: Expr,
+        head: Expr,
+        first: Expr,
+        end: Expr,
+        at: Expr,
+        padded: Expr,
     ) -> None:
-        """The scores of the first ``pages`` pages, from offset ``at`` of the buffer."""
+        """The scores of the pages from ``first`` up to ``end``; page 0's lies at ``at``.
+
+        ``number`` is that of the call, of as many as there are ``segments``.
+        """
         spec = self.spec
         source = bind(token * spec.features + spec.offset + head * (self.group * self.dim))
-        query, stride = self.prepare(token, head, source)
-        self.sequence, self.head, self.last = sequence, head, bind(pages - 1)
-        with T.serial(pages) as page:
+        query, stride = self.prepare(number, source)
+        self.sequence, self.head, self.last = sequence, head, bind(end - 1)
+        with T.serial(end - first) as step:
+            page = bind(first + step)
             self.begin(page)
             each_heads(
                 self.group,
-                lambda first, heads: self.page(
-                    bind(query + first * stride), bind(at + first * padded + page), heads, padded
+                lambda h, heads: self.page(
+                    bind(query + h * stride), bind(at + h * padded + page), heads, padded
                 ),
             )
 
-    def prepare(self, token: Expr, head: Expr, source: Expr) -> tuple[Expr, int]:
+    def prepare(self, number: Expr, source: Expr) -> tuple[Expr, int]:
         """Where the query of the group's first head is, and how far the next one is behind it."""
         return source, self.dim
 
     @abstractmethod
     def begin(self, page: Expr) -> None:
-        """Finds a page, and prefetches the one after."""
+        """Finds a page, and prefetches one ahead."""
 
     @abstractmethod
     def page(self, query: Expr, target: Expr, heads: int, padded: Expr) -> None:
@@ -105,21 +121,21 @@ class BoundScores(PageScores):
         keys: Expr,
         tensor: Expr,
         scores: Expr,
-        tasks: Expr,
+        segments: Expr,
     ) -> None:
-        super().__init__(spec, cache, query, keys, tensor, scores, tasks)
+        super().__init__(spec, cache, query, keys, tensor, scores, segments)
         self.size = self.dim * spec.parts
         self.signed = T.alloc_buffer(
-            (tasks * (2 * self.group * self.size),), "float32", scope="global"
+            (segments * (2 * self.group * self.size),), "float32", scope="global"
         )
 
     @staticmethod
     def operand(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
         return cache.bounds
 
-    def prepare(self, token: Expr, head: Expr, source: Expr) -> tuple[Expr, int]:
+    def prepare(self, number: Expr, source: Expr) -> tuple[Expr, int]:
         stride, parts = 2 * self.size, self.spec.parts
-        target = bind((token * self.spec.kv_heads + head) * (self.group * stride))
+        target = bind(number * (self.group * stride))
         with T.serial(T.int64(self.group)) as h, T.serial(T.int64(self.dim)) as d:
             q = bind(self.query[source + h * self.dim + d])
             at = bind(target + h * stride + d * parts)
@@ -130,7 +146,7 @@ class BoundScores(PageScores):
 
     def begin(self, page: Expr) -> None:
         self.at = bind(self.cache.bounds_at(self.sequence, page, self.head))
-        following = T.min(page + 1, self.last)
+        following = T.min(page + AHEAD, self.last)
         after = bind(self.cache.bounds_at(self.sequence, following, self.head))
         for line in range(0, 2 * self.size, LANES):
             prefetch(self.tensor, after + line)
@@ -184,7 +200,7 @@ class ProductScores(PageScores):
 
     def begin(self, page: Expr) -> None:
         self.at = bind(self.cache.block(self.sequence, page, self.head))
-        following = T.min(page + 1, self.last)
+        following = T.min(page + AHEAD, self.last)
         self.after = bind(self.cache.block(self.sequence, following, self.head))
 
     def page(self, query: Expr, target: Expr, heads: int, padded: Expr) -> None:

@@ -1,7 +1,8 @@
 """Chooses the pages that new tokens read: the kernel family of all selectors.
 
-for token, kv head (parallel):
+for token, kv head, segment of the pages (parallel):
   for page, query head: score                                 # page_scores.py
+for token, kv head (parallel):
   rank of a page = largest over query heads of score
   the pages of the highest ranks, ascending                   # top_ranks.py
 """
@@ -31,6 +32,9 @@ from sparsify.codegen.kernels.cpu.simd import (
 )
 from sparsify.codegen.kernels.cpu.top_ranks import PADDING, TopRanks
 from sparsify.selectors import Scoring
+
+SEGMENTS = 4
+"""Parts of a token's pages that threads score apart: there are few key heads."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +114,17 @@ class _Emitter:
             )
             self.ranks = T.alloc_buffer((tasks * self.padded,), "int32", scope="global")
             cache.check_reads(self.lengths, self.counts, self.length, WHOLE)
-            scored = scoring(spec, cache, query, keys, tensor, self.scores, tasks)
+            segments = bind(tasks * SEGMENTS)
+            scored = scoring(spec, cache, query, keys, tensor, self.scores, segments)
             scored.check()
+            with T.parallel(segments) as number:
+                self._score(number, scored)
             with T.parallel(tasks) as task:
-                self._task(task, scored)
+                self._choose(task)
         return result[0]
 
-    def _task(self, task: Expr, scored: PageScores) -> None:
+    def _task(self, task: Expr) -> tuple[Expr, ...]:
+        """Sequence, token, head, index of the token, its page, and how many pages it sees."""
         spec = self.spec
         token, head = bind(T.floordiv(task, spec.kv_heads)), bind(T.floormod(task, spec.kv_heads))
         sequence, index = (
@@ -125,8 +133,23 @@ class _Emitter:
         )
         count = bind(self.counts[sequence])
         newest = bind(T.floordiv(self.lengths[sequence] - count + index, PAGE))
-        out = bind(((sequence * spec.kv_heads + head) * self.length + index) * spec.budget)
         read = bind(T.Select(index < count, newest + 1, T.int64(0)))
+        return sequence, token, head, index, newest, read
+
+    def _score(self, number: Expr, scored: PageScores) -> None:
+        """Of one segment of the pages that a token sees, if it cannot read them all."""
+        task, segment = bind(T.floordiv(number, SEGMENTS)), bind(T.floormod(number, SEGMENTS))
+        sequence, token, head, _, newest, read = self._task(task)
+        first = bind(T.floordiv(newest * segment, SEGMENTS))
+        end = bind(T.floordiv(newest * (segment + 1), SEGMENTS))
+        at = bind(task * (self.padded * self.group))
+        with T.If(T.And(read > self.spec.budget, first < end)), T.Then():
+            scored.score(number, sequence, token, head, first, end, at, self.padded)
+
+    def _choose(self, task: Expr) -> None:
+        spec = self.spec
+        sequence, _, head, index, newest, read = self._task(task)
+        out = bind(((sequence * spec.kv_heads + head) * self.length + index) * spec.budget)
 
         def whole() -> None:
             with T.serial(T.int64(spec.budget)) as i:
@@ -135,7 +158,6 @@ class _Emitter:
 
         def best() -> None:
             at = bind(task * (self.padded * self.group))
-            scored.score(sequence, token, head, newest, at, self.padded)
             ranked = TopRanks(self.ranks, bind(task * self.padded), newest, self.width)
             self._rank(ranked, at)
             # The newest page is not ranked; it is read.
