@@ -92,7 +92,15 @@ def test_a_budget_of_the_whole_context_changes_nothing(
     assert same == ([True] * 4 if length == 20 else [True, False, False, False])
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quest",
+        "tidal_decode",
+        pytest.param("double_sparsity", marks=pytest.mark.slow),
+        pytest.param("streaming_window", marks=pytest.mark.slow),
+    ],
+)
 def test_generation_with_a_recipe(llama: ProgramSet, name: str, tmp_path: Any) -> None:
     """Kernels and eager references agree from text to text, in this process and from a file."""
     model = MODELS["llama"]()
