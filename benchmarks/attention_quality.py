@@ -20,7 +20,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -129,15 +129,11 @@ def reviews(tokenizer: Any) -> Calibration:
     return Calibration([tokenizer(text).input_ids[:_CALIBRATION]])
 
 
-def facts(
-    tokenizer: Any, lengths: Sequence[int] = _SEARCHED, seeds: Iterable[int] = (0,)
-) -> Calibration:
+def facts(tokenizer: Any, lengths: Sequence[int] = _SEARCHED) -> Calibration:
     """Film reviews with a needle and its question, both unlike those that are looked for: patterns
     of heads are searched on them, as the paper's are on keys and values to retrieve, and gates are
     trained."""
-    found = (
-        needle for seed in seeds for needle in needles(tokenizer, lengths, seed, _OTHER, REVIEWS)
-    )
+    found = needles(tokenizer, lengths, 0, _OTHER, REVIEWS)
     return Calibration([needle.prompt[0] for needle in found])
 
 
