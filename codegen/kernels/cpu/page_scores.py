@@ -49,7 +49,6 @@ class PageScores(ABC):
         keys: Expr,
         tensor: Expr,
         scores: Expr,
-        segments: Expr,
     ) -> None:
         self.spec, self.cache = spec, cache
         self.query, self.keys, self.tensor, self.scores = query, keys, tensor, scores
@@ -60,6 +59,9 @@ class PageScores(ABC):
     def operand(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
         """The parameter that it reads besides query and keys."""
         return None
+
+    def allocate(self, calls: Expr) -> None:  # noqa: B027  (most need none)
+        """Takes scratch for so many calls of `score`, where the function begins."""
 
     def check(self) -> None:  # noqa: B027  (most have nothing to check)
         """Emits what must hold of the parameter before it is read."""
@@ -77,7 +79,7 @@ class PageScores(ABC):
     ) -> None:
         """The scores of the pages from ``first`` up to ``end``; page 0's lies at ``at``.
 
-        ``number`` is that of the call, of as many as there are ``segments``.
+        ``number`` is that of the call.
         """
         spec = self.spec
         source = bind(token * spec.features + spec.offset + head * (self.group * self.dim))
@@ -113,25 +115,14 @@ class BoundScores(PageScores):
     least: so the query is split by sign first, and repeated for all parts, which lie in lanes.
     """
 
-    def __init__(
-        self,
-        spec: SelectPages,
-        cache: CacheOperands,
-        query: Expr,
-        keys: Expr,
-        tensor: Expr,
-        scores: Expr,
-        segments: Expr,
-    ) -> None:
-        super().__init__(spec, cache, query, keys, tensor, scores, segments)
-        self.size = self.dim * spec.parts
-        self.signed = T.alloc_buffer(
-            (segments * (2 * self.group * self.size),), "float32", scope="global"
-        )
-
     @staticmethod
     def operand(spec: SelectPages, cache: CacheOperands) -> Tensor | None:
         return cache.bounds
+
+    def allocate(self, calls: Expr) -> None:
+        self.size = self.dim * self.spec.parts
+        size = calls * (2 * self.group * self.size)
+        self.signed = T.alloc_buffer((size,), "float32", scope="global")
 
     def prepare(self, number: Expr, source: Expr) -> tuple[Expr, int]:
         stride, parts = 2 * self.size, self.spec.parts

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm.tirx.script.builder import ir as T
 
@@ -80,6 +80,22 @@ class SelectPages:
         return _Emitter(self).build()
 
 
+class _Task(NamedTuple):
+    """What is chosen for: a key head of a token.
+
+    Attributes:
+        index: of the token among the new ones of its sequence.
+        newest: the token's own page; ``read``: how many pages it sees, 0 if it is padding.
+    """
+
+    sequence: Expr
+    token: Expr
+    head: Expr
+    index: Expr
+    newest: Expr
+    read: Expr
+
+
 class _Emitter:
     def __init__(self, spec: SelectPages) -> None:
         self.spec = spec
@@ -113,9 +129,10 @@ class _Emitter:
                 (tasks * (self.padded * self.group),), "float32", scope="global"
             )
             self.ranks = T.alloc_buffer((tasks * self.padded,), "int32", scope="global")
-            cache.check_reads(self.lengths, self.counts, self.length, WHOLE)
             segments = bind(tasks * SEGMENTS)
-            scored = scoring(spec, cache, query, keys, tensor, self.scores, segments)
+            scored = scoring(spec, cache, query, keys, tensor, self.scores)
+            scored.allocate(segments)
+            cache.check_reads(self.lengths, self.counts, self.length, WHOLE)
             scored.check()
             with T.parallel(segments) as number:
                 self._score(number, scored)
@@ -123,8 +140,7 @@ class _Emitter:
                 self._choose(task)
         return result[0]
 
-    def _task(self, task: Expr) -> tuple[Expr, ...]:
-        """Sequence, token, head, index of the token, its page, and how many pages it sees."""
+    def _task(self, task: Expr) -> _Task:
         spec = self.spec
         token, head = bind(T.floordiv(task, spec.kv_heads)), bind(T.floormod(task, spec.kv_heads))
         sequence, index = (
@@ -134,40 +150,41 @@ class _Emitter:
         count = bind(self.counts[sequence])
         newest = bind(T.floordiv(self.lengths[sequence] - count + index, PAGE))
         read = bind(T.Select(index < count, newest + 1, T.int64(0)))
-        return sequence, token, head, index, newest, read
+        return _Task(sequence, token, head, index, newest, read)
 
     def _score(self, number: Expr, scored: PageScores) -> None:
         """Of one segment of the pages that a token sees, if it cannot read them all."""
         task, segment = bind(T.floordiv(number, SEGMENTS)), bind(T.floormod(number, SEGMENTS))
-        sequence, token, head, _, newest, read = self._task(task)
-        first = bind(T.floordiv(newest * segment, SEGMENTS))
-        end = bind(T.floordiv(newest * (segment + 1), SEGMENTS))
+        of = self._task(task)
+        first = bind(T.floordiv(of.newest * segment, SEGMENTS))
+        end = bind(T.floordiv(of.newest * (segment + 1), SEGMENTS))
         at = bind(task * (self.padded * self.group))
-        with T.If(T.And(read > self.spec.budget, first < end)), T.Then():
-            scored.score(number, sequence, token, head, first, end, at, self.padded)
+        with T.If(T.And(of.read > self.spec.budget, first < end)), T.Then():
+            scored.score(number, of.sequence, of.token, of.head, first, end, at, self.padded)
 
     def _choose(self, task: Expr) -> None:
         spec = self.spec
-        sequence, _, head, index, newest, read = self._task(task)
-        out = bind(((sequence * spec.kv_heads + head) * self.length + index) * spec.budget)
+        of = self._task(task)
+        row = (of.sequence * spec.kv_heads + of.head) * self.length + of.index
+        out = bind(row * spec.budget)
 
         def whole() -> None:
             with T.serial(T.int64(spec.budget)) as i:
-                page = T.Select(i < read, T.Cast("int32", i), T.int32(-1))
+                page = T.Select(i < of.read, T.Cast("int32", i), T.int32(-1))
                 store(self.y, out + i, page, 1)
 
         def best() -> None:
             at = bind(task * (self.padded * self.group))
-            ranked = TopRanks(self.ranks, bind(task * self.padded), newest, self.width)
+            ranked = TopRanks(self.ranks, bind(task * self.padded), of.newest, self.width)
             self._rank(ranked, at)
             # The newest page is not ranked; it is read.
             ranked.each(
                 T.int64(spec.budget - 1),
                 lambda place, page: store(self.y, out + place, T.Cast("int32", page), 1),
             )
-            store(self.y, out + (spec.budget - 1), T.Cast("int32", newest), 1)
+            store(self.y, out + (spec.budget - 1), T.Cast("int32", of.newest), 1)
 
-        choose(True, read <= spec.budget, whole, best)
+        choose(True, of.read <= spec.budget, whole, best)
 
     def _rank(self, ranked: TopRanks, scores: Expr) -> None:
         """The largest of the heads' scores, and above them what is always read."""
