@@ -56,7 +56,7 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 DENSITIES = (0.3, 0.5)
 HEADS = 9
-"""Of a layer of the model."""
+"""Query heads of a layer of the model."""
 
 
 def recipes(data: Calibration, block: int) -> Iterator[tuple[str, Pass]]:

@@ -28,9 +28,10 @@ import torch
 from rich.console import Console
 
 import sparsify
+from benchmarks.attention_patterns import HEADS
 from benchmarks.checkpoints import SMOLLM2
-from benchmarks.editorials import rated, token_windows
-from benchmarks.needles import ANSWER, REVIEWS, Needle, needles
+from benchmarks.editorials import REVIEWS, rated, token_windows
+from benchmarks.needles import ANSWER, Needle, needles
 from benchmarks.records import Record, Records, add_output, table
 from sparsify.bench import threads
 from sparsify.calibration import Calibration
@@ -50,8 +51,6 @@ BLOCK = 64
 """Queries and keys of a block of a static pattern."""
 KEYS = 16
 """Of a block that is selected."""
-HEADS = 9
-"""Query heads of a layer of the model."""
 DYNAMIC: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "pooled_blocks": lambda _: sparsify.PooledBlocks,
     "flex_prefill": lambda _: sparsify.FlexPrefill,

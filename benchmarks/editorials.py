@@ -17,6 +17,9 @@ import torch
 
 from sparsify.artefact.trust import cache_directory
 
+EDITORIALS, REVIEWS = "nytEditorialSnippets", "movieReviewSnippets"
+"""Sources for `rated`: editorials, and film reviews."""
+
 _PACKAGE = "vaderSentiment-3.3.2"
 _OUTER = f"{_PACKAGE}/additional_resources/hutto_ICWSM_2014.tar.gz"
 _INNER = "hutto_ICWSM_2014/{}_GroundTruth.txt"
@@ -24,7 +27,7 @@ _INNER = "hutto_ICWSM_2014/{}_GroundTruth.txt"
 
 def editorials() -> list[str]:
     """Each editorial as one text."""
-    rows = rated("nytEditorialSnippets")
+    rows = rated(EDITORIALS)
     by_text = groupby(rows, key=lambda row: row[0].partition("_")[0])
     return [" ".join(sentence for _, _, sentence in group) for _, group in by_text]
 

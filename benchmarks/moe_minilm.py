@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.editorials import rated
+from benchmarks.editorials import REVIEWS, rated
 from benchmarks.minilm import inputs, load
 from sparsify.bench import compiled_peer, interleave, ratio, threads
 
 EXPERTS, TOP_K = 8, 4
-SOURCES = ("movieReviewSnippets", "amazonReviewSnippets")
+SOURCES = (REVIEWS, "amazonReviewSnippets")
 CALIBRATION, FITTED, PROBED = 400, 1500, 1000
 """Sentences to calibrate with, to fit the probe on, and to try it on."""
 

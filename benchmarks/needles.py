@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.editorials import rated
+from benchmarks.editorials import EDITORIALS, rated
 
 DEPTHS = (0.15, 0.5, 0.85)
 ANSWER = 8
 """Tokens of an answer: a digit is a token of some models."""
 _SENTENCE = "The secret pass code for the vault is"
-EDITORIALS, REVIEWS = "nytEditorialSnippets", "movieReviewSnippets"
 
 
 @dataclass(frozen=True)
